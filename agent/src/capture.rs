@@ -1,0 +1,1 @@
+//! Sources of packets: AF_PACKET and pcap files.

@@ -1,0 +1,16 @@
+//! The MetaFlow agent: sees the requests and flows of a host and sends them, as columns, to the nodes.
+//!
+//! A row's path, in the order of the modules:
+//!
+//! ```text
+//! capture -> packet -> flow -> session (protocol/*) -> emit -> spool -> sender
+//!                                        facts ------> Sync ----^      guard watches all
+//! ```
+//!
+//! `packet`, `flow`, `session`, `protocol` and `emit` are pure: bytes and times come in, records go out.
+
+pub mod packet;
+pub mod capture;
+pub mod flow;
+pub mod session;
+pub mod protocol;

@@ -1,0 +1,1 @@
+//! Application protocols: pure parsers and the list of them.

@@ -1,0 +1,1 @@
+//! metaflow-cluster-tests

@@ -1,0 +1,6 @@
+//! The catalogue: every table, column, tag, metric and enumeration of MetaFlow, declared once.
+//!
+//! From a declaration come the column block that the row path fills, the DDL, the Native encoding, what queries may name, `SHOW`
+//! and the reference page. Leaves out: SQL of users (`metaflow-query`) and talking to a store (`actors`).
+
+pub mod enums;

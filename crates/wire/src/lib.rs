@@ -1,0 +1,29 @@
+//! The network contract: messages and services between agents and nodes, with their limits.
+//!
+//! Generated from `proto/metaflow.proto`; what is added here is the sealing of row batches (`Columns` to `Batch` and back) and
+//! the limits that both ends enforce. Leaves out: what rows mean in the store (`metaflow-schema`).
+
+mod batch;
+
+pub use batch::{MalformedBatch, open, seal, seq};
+
+#[allow(clippy::all, reason = "generated code")]
+mod generated {
+    tonic::include_proto!("metaflow.v1");
+}
+pub use generated::*;
+
+/// Version of the protocol spoken by this release; a node reads this and the previous one.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Largest compressed payload of one batch. Bounds what one message can make a node hold.
+pub const BATCH_BYTES_MAX: usize = 4 << 20;
+
+/// Largest decompressed payload of one batch; zstd is stopped there, so a bomb costs no more.
+pub const COLUMNS_BYTES_MAX: usize = 32 << 20;
+
+/// Most rows in one batch.
+pub const BATCH_ROWS_MAX: u32 = 100_000;
+
+/// Largest gRPC message either side accepts: a full batch and its envelope.
+pub const MESSAGE_BYTES_MAX: usize = BATCH_BYTES_MAX + 64 * 1024;
