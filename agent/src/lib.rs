@@ -9,8 +9,8 @@
 //!
 //! `packet`, `flow`, `session`, `protocol` and `emit` are pure: bytes and times come in, records go out.
 
-pub mod packet;
 pub mod capture;
 pub mod flow;
-pub mod session;
+pub mod packet;
 pub mod protocol;
+pub mod session;

@@ -191,6 +191,12 @@ enumeration! {
         Agent = 16 "agent",
         /// custom service
         Service = 17 "service",
+        /// Kubernetes ingress
+        PodIngress = 18 "pod_ingress",
+        /// load balancer
+        Lb = 19 "lb",
+        /// NAT gateway
+        NatGateway = 20 "natgw",
         /// HTTP method, SQL verb, Redis command
         RequestType = 40 "request_type",
         /// host name, database
@@ -205,6 +211,25 @@ enumeration! {
         ResponseException = 45 "response_exception",
         /// network interface
         Interface = 46 "interface",
+    }
+}
+
+/// Kinds as values of the `*_type` columns.
+pub const VALUES_OF_KIND: &[EnumValue] = Kind::VALUES;
+
+enumeration! {
+    /// How the tags of an end were found.
+    TagSource {
+        /// nothing known about the address
+        None = 0 "none",
+        /// process that the agent saw
+        Process = 1 "process",
+        /// process that listens on the address and port
+        Listener = 2 "listener",
+        /// address of an interface of a known host
+        Address = 3 "address",
+        /// address within a known subnet
+        Subnet = 4 "subnet",
     }
 }
 

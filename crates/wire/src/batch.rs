@@ -5,7 +5,8 @@
 use prost::Message;
 
 use crate::{
-    BATCH_BYTES_MAX, BATCH_ROWS_MAX, Batch, COLUMNS_BYTES_MAX, Columns, PROTOCOL_VERSION, Table, columns::Rows,
+    BATCH_BYTES_MAX, BATCH_ROWS_MAX, Batch, COLUMNS_BYTES_MAX, Columns, PROTOCOL_VERSION, Table,
+    columns::Rows,
 };
 
 /// zstd level 1: on row columns it is within 8 % of level 3's size at about half of its CPU.

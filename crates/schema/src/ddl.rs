@@ -1,0 +1,58 @@
+//! DDL: the statements that make the store's databases, tables and dictionary.
+
+use crate::tables::{DICTIONARY, Partition, TABLES, Table};
+
+/// Inserts that a table remembers by their `insert_deduplication_token`: at 50 inserts a second a retry may come 200 s late.
+const DEDUPLICATION_WINDOW: u32 = 10_000;
+
+/// `flow_tag.names` answers `dictGet` at query time; DIRECT reads the table, so it is never stale and holds no memory.
+const NAMES_DICTIONARY: &str = "CREATE DICTIONARY IF NOT EXISTS flow_tag.names\n(\n    `kind` UInt8,\n    `id` UInt64,\n    `name` \
+    String\n)\nPRIMARY KEY kind, id\nSOURCE(CLICKHOUSE(DB 'flow_tag' TABLE 'dictionary'))\nLAYOUT(COMPLEX_KEY_DIRECT())";
+
+/// Every statement, in the order in which they must run.
+pub fn statements() -> Vec<String> {
+    let mut databases: Vec<_> = TABLES.iter().map(|table| table.database).collect();
+    databases.sort_unstable();
+    databases.dedup();
+    let mut statements: Vec<_> =
+        databases.iter().map(|database| format!("CREATE DATABASE IF NOT EXISTS {database}")).collect();
+    statements.extend(TABLES.iter().map(|table| create_table(table)));
+    statements.push(NAMES_DICTIONARY.to_owned());
+    statements
+}
+
+/// `CREATE TABLE` of one table.
+pub fn create_table(table: &Table) -> String {
+    let columns: Vec<_> = (table.columns)()
+        .iter()
+        .map(|column| {
+            format!(
+                "    `{}` {} CODEC({}) COMMENT '{}'",
+                column.name,
+                column.clickhouse,
+                column.codec,
+                column.doc.replace('\'', "\\'")
+            )
+        })
+        .collect();
+    let engine = if std::ptr::eq(table, &DICTIONARY) { "ReplacingMergeTree" } else { "MergeTree" };
+    let partition = match table.partition {
+        Partition::Hour => "\nPARTITION BY toStartOfHour(time)",
+        Partition::Day => "\nPARTITION BY toStartOfDay(time)",
+        Partition::None => "",
+    };
+    let ttl = table
+        .ttl_days
+        .map(|days| format!("\nTTL toDateTime(time) + INTERVAL {days} DAY"))
+        .unwrap_or_default();
+    format!(
+        "CREATE TABLE IF NOT EXISTS {}.`{}`\n(\n{}\n)\nENGINE = {engine}{partition}\nORDER BY ({}){ttl}\nSETTINGS \
+         non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}, ttl_only_drop_parts = 1, index_granularity = 8192\n\
+         COMMENT '{}'",
+        table.database,
+        table.name,
+        columns.join(",\n"),
+        table.order_by.join(", "),
+        table.doc.replace('\'', "\\'"),
+    )
+}
