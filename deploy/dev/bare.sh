@@ -4,7 +4,10 @@
 
 BARE_SUITE=${BARE_SUITE:-bookworm}
 
-bare_usage="usage: ./dev bare [--keep] [VERB...]   verbs to run there, each a word: setup engine build demo test (default: demo test)"
+bare_usage="usage: ./dev bare [--keep|--again] [VERB...]
+  --keep    leave the system when done
+  --again   use the system that --keep left, with the present tree
+  VERB      what to run there: setup engine build demo test ... (default: demo test)"
 
 # The part that runs inside the new mount namespace: $1 the root folder, then the command.
 bare_inside() {
@@ -26,27 +29,37 @@ bare_run() {
         fail "./dev $* in the bare system" "read the lines above; --keep leaves the system in $BARE_ROOT"
 }
 
-verb_bare() {
-    local keep=0 verb
-    if [ "${1:-}" = --keep ]; then
-        keep=1
-        shift
-    fi
-    [[ "${1:-}" != -* ]] || fail "$1 is not known" "$bare_usage"
-    setup_packages debootstrap git ca-certificates
-    BARE_ROOT=$CACHE/bare
-    say "bare $BARE_SUITE in $BARE_ROOT"
+# A new system below BARE_ROOT, with the certificates and the proxy settings of this machine's site.
+bare_make() {
+    local file
     as_root rm -rf --one-file-system "$BARE_ROOT"
     mkdir -p "$BARE_ROOT"
-    # shellcheck disable=SC2064 # the folder of this run
-    [ $keep = 1 ] || trap "as_root rm -rf --one-file-system '$BARE_ROOT'" EXIT
     logged "debootstrap $BARE_SUITE" as_root debootstrap --variant=minbase "$BARE_SUITE" "$BARE_ROOT"
     as_root cp /etc/resolv.conf "$BARE_ROOT/etc/resolv.conf"
     as_root mkdir -p "$BARE_ROOT/usr/local/share/ca-certificates"
     as_root cp -r /usr/local/share/ca-certificates/. "$BARE_ROOT/usr/local/share/ca-certificates/" 2>/dev/null || true
-    for verb in $(grep -rlsi proxy /etc/apt/apt.conf.d || true); do
-        as_root cp "$verb" "$BARE_ROOT/etc/apt/apt.conf.d/"
+    for file in $(grep -rlsi proxy /etc/apt/apt.conf.d || true); do
+        as_root cp "$file" "$BARE_ROOT/etc/apt/apt.conf.d/"
     done
+}
+
+verb_bare() {
+    local keep=0 again=0 verb
+    while [[ "${1:-}" == -* ]]; do
+        case $1 in
+            --keep) keep=1 ;;
+            --again) again=1 keep=1 ;;
+            *) fail "$1 is not known" "$bare_usage" ;;
+        esac
+        shift
+    done
+    setup_packages debootstrap git ca-certificates
+    BARE_ROOT=$CACHE/bare
+    say "bare $BARE_SUITE in $BARE_ROOT"
+    # shellcheck disable=SC2064 # the folder of this run
+    [ $keep = 1 ] || trap "as_root rm -rf --one-file-system '$BARE_ROOT'" EXIT
+    if [ $again = 0 ] || [ ! -x "$BARE_ROOT/bin/bash" ]; then bare_make; fi
+    as_root rm -rf "$BARE_ROOT/src"
     as_root mkdir -p "$BARE_ROOT/src"
     # shellcheck disable=SC2153 # set by ./dev
     (cd "$ROOT" && git ls-files -z --cached --others --exclude-standard | tar -c --null --files-from=- --ignore-failed-read) |
