@@ -10,6 +10,7 @@
 //! `packet`, `flow`, `session`, `protocol` and `emit` are pure: bytes and times come in, records go out.
 
 pub mod capture;
+pub mod emit;
 pub mod flow;
 pub mod packet;
 pub mod protocol;

@@ -7,7 +7,12 @@ mod batch;
 
 pub use batch::{MalformedBatch, open, seal, seq};
 
-#[allow(clippy::all, reason = "generated code")]
+#[allow(
+    clippy::all,
+    clippy::too_many_lines,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 mod generated {
     tonic::include_proto!("metaflow.v1");
 }
