@@ -1,0 +1,166 @@
+//! Text from hostile bytes: bounded, valid, and with few distinct values where it becomes a tag.
+
+/// Longest text that a session keeps of anything but statements.
+pub(crate) const TEXT_MAX: usize = 1024;
+/// Longest short text: names, ids, versions of clients.
+pub(crate) const NAME_MAX: usize = 256;
+/// Stands for a part that differs from request to request.
+pub(crate) const MARK: &str = "*";
+/// An endpoint keeps so many segments; what follows is one mark.
+const SEGMENTS_MAX: usize = 8;
+/// A path segment above this is data, not a name.
+const SEGMENT_MAX: usize = 48;
+/// So many digits in a row are an id, a time or a count.
+const DIGITS_MIN: usize = 4;
+
+/// Bytes as text of at most `max` bytes; what is not UTF-8 is replaced, control characters too.
+pub(crate) fn text(bytes: &[u8], max: usize) -> String {
+    let bytes = &bytes[..bytes.len().min(max)];
+    match std::str::from_utf8(bytes) {
+        Ok(text) if !bytes.iter().any(|byte| *byte == 0) => text.to_owned(),
+        Ok(text) => text.replace('\0', " "),
+        // A cut in the middle of a character is not the sender's fault.
+        Err(error) if bytes.len() == max && error.valid_up_to() + 4 > max => {
+            String::from_utf8_lossy(&bytes[..error.valid_up_to()]).into_owned()
+        }
+        Err(_) => {
+            let mut text = String::from_utf8_lossy(bytes).into_owned();
+            truncate(&mut text, max);
+            text
+        }
+    }
+}
+
+/// Cuts at a character boundary.
+pub(crate) fn truncate(text: &mut String, max: usize) {
+    if text.len() > max {
+        let mut end = max;
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
+    }
+}
+
+/// Without surrounding blanks.
+pub(crate) fn trim(bytes: &[u8]) -> &[u8] {
+    bytes.trim_ascii()
+}
+
+/// The path of a target without query, with every part that looks like an id replaced, so that few distinct values remain.
+pub(crate) fn endpoint(target: &str) -> String {
+    let path = path_of(target);
+    let mut out = String::with_capacity(path.len());
+    for (count, segment) in path.split('/').enumerate() {
+        if count > 0 {
+            out.push('/');
+        }
+        if count > SEGMENTS_MAX {
+            out.push_str(MARK);
+            break;
+        }
+        push_segment(&mut out, segment);
+    }
+    out
+}
+
+/// A host name with the labels that look like ids replaced.
+pub(crate) fn name_endpoint(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    for (count, label) in name.split('.').enumerate() {
+        if count > 0 {
+            out.push('.');
+        }
+        push_segment(&mut out, label);
+    }
+    out
+}
+
+/// Appends a segment, or what stands for it.
+fn push_segment(out: &mut String, segment: &str) {
+    let bytes = segment.as_bytes();
+    if bytes.len() > SEGMENT_MAX || is_id(bytes) {
+        out.push_str(MARK);
+        return;
+    }
+    if !bytes.iter().any(u8::is_ascii_digit) {
+        out.push_str(segment);
+        return;
+    }
+    // Names with a long number in them: the number goes.
+    let mut plain = 0;
+    let mut at = 0;
+    while at < bytes.len() {
+        let digits = bytes[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+        if digits >= DIGITS_MIN {
+            out.push_str(&segment[plain..at]);
+            out.push_str(MARK);
+            plain = at + digits;
+        }
+        at += digits.max(1);
+    }
+    out.push_str(&segment[plain..]);
+}
+
+/// Numbers, UUIDs, hexadecimal and long mixed tokens.
+fn is_id(segment: &[u8]) -> bool {
+    if segment.is_empty() {
+        return false;
+    }
+    let digits = segment.iter().filter(|byte| byte.is_ascii_digit()).count();
+    let hex = segment.iter().filter(|byte| byte.is_ascii_hexdigit() || **byte == b'-').count();
+    let letters = segment.iter().filter(|byte| byte.is_ascii_alphabetic()).count();
+    digits == segment.len()
+        || (hex == segment.len() && digits > 0 && segment.len() >= 8)
+        || (hex == segment.len() && segment.len() >= 16)
+        || (digits > 2 && letters > 0 && segment.len() >= 20)
+}
+
+/// The path of an origin-form or absolute-form target.
+fn path_of(target: &str) -> &str {
+    let end = target.find(['?', '#', ';']).unwrap_or(target.len());
+    let target = &target[..end];
+    match target.find("://") {
+        Some(scheme) if !target.starts_with('/') => {
+            let rest = &target[scheme + 3..];
+            rest.find('/').map_or("/", |slash| &rest[slash..])
+        }
+        _ => target,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endpoints_have_few_distinct_values() {
+        #[track_caller]
+        fn check(target: &str, expected: &str) {
+            assert_eq!(endpoint(target), expected);
+        }
+        check("/query?1590632942", "/query");
+        check("/", "/");
+        check("/users/42/orders/7", "/users/*/orders/*");
+        check("/v1/api/v2", "/v1/api/v2");
+        check("/o/123e4567-e89b-12d3-a456-426614174000/x", "/o/*/x");
+        check("/blob/9f86d081884c7d65", "/blob/*");
+        check("/blob/feedfacedeadbeefcafe", "/blob/*");
+        check("/facade/decade", "/facade/decade");
+        check("/item-20231201.json", "/item-*.json");
+        check("http://host:80/a/1?x", "/a/*");
+        check("http://host", "/");
+        check("/a/b/c/d/e/f/g/h/i/j/k", "/a/b/c/d/e/f/g/h/*");
+        check("*", "*");
+        check("/caf\u{e9}/1", "/caf\u{e9}/*");
+        check(&format!("/{}", "x".repeat(60)), "/*");
+    }
+
+    #[test]
+    fn text_is_bounded_and_valid() {
+        assert_eq!(text(b"abc", 2), "ab");
+        assert_eq!(text("caf\u{e9}".as_bytes(), 4), "caf");
+        assert_eq!(text(b"a\0b", 9), "a b");
+        assert!(text(&[0xff; 100], 10).len() <= 10);
+    }
+}

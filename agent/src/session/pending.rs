@@ -1,0 +1,361 @@
+//! Requests that wait for their responses, and the sessions that come of them.
+
+use std::collections::VecDeque;
+
+use metaflow_schema::enums::{L7Protocol, L7Type, ResponseStatus};
+
+use super::Session;
+use crate::protocol::{Envelope, Message, Outcome, Pairing, Request, Response};
+
+/// Open requests of one flow; more than servers allow streams or clients pipeline.
+const OPEN_MAX: usize = 128;
+/// A response that goes on for longer (downloads, event streams) is reported as far as it was seen.
+const RESPONSE_AGE_MAX_US: u64 = 10_000_000;
+
+#[derive(Debug)]
+pub(super) struct Pending {
+    protocol: L7Protocol,
+    pairing: Pairing,
+    timeout_us: u64,
+    entries: VecDeque<Entry>,
+    /// No entry is due before this.
+    due: u64,
+    /// Requests that found no room.
+    pub(super) excess: u32,
+    /// Times that a parser lost its way.
+    pub(super) losses: u32,
+}
+
+#[derive(Debug)]
+enum Entry {
+    Open(Box<Open>),
+    /// Requests that were reported already: they use up so many responses of a protocol that pairs by order.
+    Ghosts(u32),
+}
+
+#[derive(Debug)]
+struct Open {
+    id: u64,
+    due: u64,
+    answered: bool,
+    session: Session,
+}
+
+impl Pending {
+    pub(super) fn new(protocol: L7Protocol, pairing: Pairing, timeout_us: u64) -> Self {
+        Pending {
+            protocol,
+            pairing,
+            timeout_us,
+            entries: VecDeque::new(),
+            due: u64::MAX,
+            excess: 0,
+            losses: 0,
+        }
+    }
+
+    /// Takes a message in and hands out what it completes.
+    pub(super) fn message(&mut self, message: Message, out: &mut Vec<Session>) {
+        match message {
+            Message::Request(request) => self.request(request, out),
+            Message::Response(response) => self.response(response, out),
+            Message::RequestMore(envelope) => self.request_more(&envelope),
+            Message::ResponseMore { envelope, complete, failure } => {
+                self.response_more(&envelope, complete, failure, out);
+            }
+            Message::Lost => self.lost(out),
+        }
+    }
+
+    /// Reports requests that waited too long and responses that go on and on.
+    pub(super) fn expire(&mut self, now_us: u64, out: &mut Vec<Session>) {
+        if now_us < self.due {
+            return;
+        }
+        self.due = u64::MAX;
+        let by_order = self.pairing == Pairing::Order;
+        for entry in std::mem::take(&mut self.entries) {
+            match entry {
+                Entry::Open(open) if open.due <= now_us => {
+                    let answered = open.answered;
+                    out.push(open.close(ResponseStatus::Timeout));
+                    if by_order && !answered {
+                        self.push_ghosts(1);
+                    }
+                }
+                Entry::Open(open) => {
+                    self.due = self.due.min(open.due);
+                    self.entries.push_back(Entry::Open(open));
+                }
+                Entry::Ghosts(count) => self.push_ghosts(count),
+            }
+        }
+    }
+
+    /// Reports everything: no more can be learnt about it.
+    pub(super) fn flush(&mut self, out: &mut Vec<Session>) {
+        for entry in self.entries.drain(..) {
+            if let Entry::Open(open) = entry {
+                out.push(open.close(ResponseStatus::Unknown));
+            }
+        }
+        self.due = u64::MAX;
+    }
+
+    /// Reports what cannot be paired for certain after bytes were lost: with ids, nothing.
+    fn lost(&mut self, out: &mut Vec<Session>) {
+        self.losses = self.losses.saturating_add(1);
+        if self.pairing == Pairing::Order {
+            self.flush(out);
+        }
+    }
+
+    fn request(&mut self, request: Request, out: &mut Vec<Session>) {
+        let (id, one_way) = (request.envelope.id, request.one_way);
+        let due = request.envelope.start_time.saturating_add(self.timeout_us);
+        let mut session = of_request(self.protocol, request);
+        if one_way {
+            session.status = ResponseStatus::Normal;
+            out.push(session);
+            return;
+        }
+        // A client that goes on after a response failed to come has given it up.
+        if self.entries.iter().all(|entry| matches!(entry, Entry::Ghosts(_))) {
+            self.entries.clear();
+        }
+        if self.entries.len() >= OPEN_MAX {
+            self.excess = self.excess.saturating_add(1);
+            out.push(session);
+            if self.pairing == Pairing::Order {
+                self.push_ghosts(1);
+            }
+            return;
+        }
+        self.due = self.due.min(due);
+        self.entries.push_back(Entry::Open(Box::new(Open { id, due, answered: false, session })));
+    }
+
+    fn response(&mut self, response: Response, out: &mut Vec<Session>) {
+        if self.pairing == Pairing::Order && matches!(self.front(), Some(open) if open.answered) {
+            self.take(0, out);
+        }
+        match self.find(response.envelope.id, false) {
+            Some((at, open)) => {
+                let complete = response.complete;
+                let due = response.envelope.start_time.saturating_add(RESPONSE_AGE_MAX_US);
+                open.due = due;
+                open.answered = true;
+                answer(&mut open.session, response);
+                self.due = self.due.min(due);
+                if complete {
+                    self.take(at, out);
+                }
+            }
+            None => {
+                self.use_up_ghost();
+                out.push(of_response(self.protocol, response));
+            }
+        }
+    }
+
+    fn request_more(&mut self, more: &Envelope) {
+        let open = match self.pairing {
+            Pairing::Order => match self.entries.back_mut() {
+                Some(Entry::Open(open)) => Some(&mut **open),
+                _ => None,
+            },
+            Pairing::Id => self.find(more.id, false).map(|(_, open)| open),
+        };
+        if let Some(open) = open {
+            let session = &mut open.session;
+            session.request_length = session.request_length.saturating_add(more.length);
+            session.captured_request_byte = add(session.captured_request_byte, more.captured);
+            session.end_time = session.end_time.max(more.end_time);
+        }
+    }
+
+    fn response_more(
+        &mut self,
+        more: &Envelope,
+        complete: bool,
+        failure: Option<Outcome>,
+        out: &mut Vec<Session>,
+    ) {
+        let Some((at, open)) = self.find(more.id, true) else { return };
+        let session = &mut open.session;
+        session.response_length = session.response_length.saturating_add(more.length);
+        session.captured_response_byte = add(session.captured_response_byte, more.captured);
+        session.end_time = session.end_time.max(more.end_time);
+        if let Some(outcome) = failure {
+            fail(session, outcome);
+        }
+        if complete {
+            self.take(at, out);
+        }
+    }
+
+    /// The request that a response belongs to, or the one whose response goes on.
+    fn find(&mut self, id: u64, answered: bool) -> Option<(usize, &mut Open)> {
+        let by_order = self.pairing == Pairing::Order;
+        let candidates = if by_order { 1 } else { self.entries.len() };
+        (self.entries.iter_mut().enumerate().take(candidates)).find_map(|(at, entry)| match entry {
+            Entry::Open(open) if open.answered == answered && (by_order || open.id == id) => {
+                Some((at, &mut **open))
+            }
+            _ => None,
+        })
+    }
+
+    fn front(&self) -> Option<&Open> {
+        match self.entries.front() {
+            Some(Entry::Open(open)) => Some(open),
+            _ => None,
+        }
+    }
+
+    fn take(&mut self, at: usize, out: &mut Vec<Session>) {
+        if let Some(Entry::Open(open)) = self.entries.remove(at) {
+            out.push(open.session);
+        }
+        if self.entries.is_empty() {
+            self.due = u64::MAX;
+        }
+    }
+
+    fn push_ghosts(&mut self, count: u32) {
+        match self.entries.back_mut() {
+            Some(Entry::Ghosts(before)) => *before = before.saturating_add(count),
+            _ => self.entries.push_back(Entry::Ghosts(count)),
+        }
+    }
+
+    fn use_up_ghost(&mut self) {
+        if let Some(Entry::Ghosts(count)) = self.entries.front_mut() {
+            *count -= 1;
+            if *count == 0 {
+                self.entries.pop_front();
+            }
+        }
+    }
+}
+
+impl Open {
+    /// The session as it is; `status` tells what became of it when no response came.
+    fn close(self, status: ResponseStatus) -> Session {
+        let mut session = self.session;
+        if !self.answered {
+            session.status = status;
+        }
+        session
+    }
+}
+
+fn of_request(protocol: L7Protocol, request: Request) -> Session {
+    let Request {
+        envelope,
+        version,
+        request_type,
+        domain,
+        resource,
+        endpoint,
+        number,
+        trace,
+        x_request_id,
+        user_agent,
+        referer,
+        proxy_client,
+        one_way: _,
+    } = request;
+    Session {
+        protocol,
+        l7_type: L7Type::Request,
+        start_time: envelope.start_time,
+        end_time: envelope.end_time,
+        response_duration: None,
+        version,
+        request_type,
+        request_domain: domain,
+        request_resource: resource,
+        endpoint,
+        request_id: number,
+        status: ResponseStatus::Unknown,
+        response_code: 0,
+        response_exception: String::new(),
+        response_result: String::new(),
+        trace_id: trace.trace_id,
+        span_id: trace.span_id,
+        parent_span_id: trace.parent_span_id,
+        x_request_id_request: x_request_id,
+        x_request_id_response: String::new(),
+        user_agent,
+        referer,
+        http_proxy_client: proxy_client,
+        request_length: envelope.length,
+        response_length: 0,
+        captured_request_byte: add(0, envelope.captured),
+        captured_response_byte: 0,
+        req_tcp_seq: envelope.tcp_seq,
+        resp_tcp_seq: 0,
+    }
+}
+
+/// A response whose request was not seen.
+fn of_response(protocol: L7Protocol, response: Response) -> Session {
+    let mut session = of_request(protocol, Request::default());
+    session.start_time = response.envelope.start_time;
+    answer(&mut session, response);
+    session.l7_type = L7Type::Response;
+    session.response_duration = None;
+    session
+}
+
+fn answer(session: &mut Session, response: Response) {
+    let Response {
+        envelope,
+        version,
+        outcome,
+        result,
+        trace,
+        x_request_id,
+        request_type,
+        resource,
+        endpoint,
+        number,
+        complete: _,
+    } = response;
+    session.l7_type = L7Type::Session;
+    session.response_duration = Some(envelope.start_time.saturating_sub(session.start_time));
+    session.end_time = session.end_time.max(envelope.end_time);
+    if session.version.is_empty() {
+        session.version = version;
+    }
+    fail(session, outcome);
+    session.response_result = result;
+    if session.trace_id.is_empty() && !trace.is_empty() {
+        session.trace_id = trace.trace_id;
+        session.span_id = trace.span_id;
+        session.parent_span_id = trace.parent_span_id;
+    }
+    session.x_request_id_response = x_request_id;
+    if session.request_type.is_empty() {
+        session.request_type = request_type;
+        session.request_resource = resource;
+        session.endpoint = endpoint;
+    }
+    if number != 0 {
+        session.request_id = number;
+    }
+    session.response_length = envelope.length;
+    session.captured_response_byte = add(0, envelope.captured);
+    session.resp_tcp_seq = envelope.tcp_seq;
+}
+
+fn fail(session: &mut Session, outcome: Outcome) {
+    session.status = outcome.status;
+    session.response_code = outcome.code;
+    session.response_exception = outcome.exception;
+}
+
+fn add(count: u32, more: u64) -> u32 {
+    count.saturating_add(u32::try_from(more).unwrap_or(u32::MAX))
+}

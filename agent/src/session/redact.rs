@@ -1,0 +1,183 @@
+//! What must not leave the host: secrets and personal data in resources and error texts, replaced before anything is kept.
+//!
+//! On unless the configuration switches it off. Leaves out what is never kept at all: Authorization, cookies, bodies.
+
+use super::Config;
+use crate::protocol::text::text;
+
+/// Stands for what was removed.
+const GONE: &str = "?";
+/// Parameter names that carry secrets, wherever they appear in a name.
+const SECRET_PARTS: [&str; 12] = [
+    "passw",
+    "passphrase",
+    "pwd",
+    "secret",
+    "token",
+    "apikey",
+    "api_key",
+    "api-key",
+    "access_key",
+    "credential",
+    "jwt",
+    "authorization",
+];
+/// Parameter names that carry secrets only as a whole name.
+const SECRET_NAMES: [&str; 10] =
+    ["auth", "code", "key", "otp", "pin", "session", "sessionid", "sid", "sig", "signature"];
+/// Mixed values from this length on are taken for tokens; a UUID is 36 bytes and an exception.
+const TOKEN_MIN: usize = 32;
+/// Lengths of payment card numbers (ISO/IEC 7812).
+const CARD_DIGITS: std::ops::RangeInclusive<usize> = 13..=19;
+
+/// A request target or URL without secret query values, user information and card numbers.
+pub(crate) fn url(config: &Config, bytes: &[u8], max: usize) -> String {
+    let url = text(bytes, max);
+    if !config.redact {
+        return url;
+    }
+    let url = without_user(url);
+    let mut url = match url.find('?') {
+        Some(mark) => without_secrets(url, mark + 1),
+        None => url,
+    };
+    cards(&mut url);
+    url
+}
+
+/// Replaces payment card numbers.
+pub(crate) fn cards(value: &mut String) {
+    let bytes = value.as_bytes();
+    if bytes.iter().filter(|byte| byte.is_ascii_digit()).count() < *CARD_DIGITS.start() {
+        return;
+    }
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        if !bytes[at].is_ascii_digit() {
+            at += 1;
+            continue;
+        }
+        let end = number_end(bytes, at);
+        if is_card(&bytes[at..end]) {
+            found.push(at..end);
+        }
+        at = end;
+    }
+    for range in found.into_iter().rev() {
+        value.replace_range(range, GONE);
+    }
+}
+
+/// End of digits that single blanks or hyphens may group.
+fn number_end(bytes: &[u8], start: usize) -> usize {
+    let mut end = start;
+    while end < bytes.len() {
+        let grouped = matches!(bytes[end], b' ' | b'-') && bytes.get(end + 1).is_some_and(u8::is_ascii_digit);
+        if !bytes[end].is_ascii_digit() && !grouped {
+            break;
+        }
+        end += 1;
+    }
+    end
+}
+
+/// Length, first digit and check digit (Luhn) of a payment card.
+fn is_card(number: &[u8]) -> bool {
+    let digits = number.iter().filter(|byte| byte.is_ascii_digit()).count();
+    if !CARD_DIGITS.contains(&digits) || !(b'2'..=b'6').contains(&number[0]) {
+        return false;
+    }
+    let sum: u32 = (number.iter().rev().filter(|byte| byte.is_ascii_digit()).enumerate())
+        .map(|(place, byte)| {
+            let digit = u32::from(byte - b'0') << (place % 2);
+            if digit > 9 { digit - 9 } else { digit }
+        })
+        .sum();
+    sum.is_multiple_of(10)
+}
+
+/// `http://user:password@host/` without the part before the `@`.
+fn without_user(mut url: String) -> String {
+    let Some(scheme) = url.find("://").filter(|_| !url.starts_with('/')) else { return url };
+    let start = scheme + 3;
+    let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |end| start + end);
+    if let Some(at) = url[start..end].rfind('@') {
+        url.replace_range(start..start + at, GONE);
+    }
+    url
+}
+
+fn without_secrets(url: String, query: usize) -> String {
+    let is_secret = |pair: &str| pair.split_once('=').is_some_and(|(name, value)| is_secret(name, value));
+    if !url[query..].split('&').any(is_secret) {
+        return url;
+    }
+    let mut out = String::with_capacity(url.len());
+    out.push_str(&url[..query]);
+    for (count, pair) in url[query..].split('&').enumerate() {
+        if count > 0 {
+            out.push('&');
+        }
+        match pair.split_once('=') {
+            Some((name, _)) if is_secret(pair) => {
+                out.push_str(name);
+                out.push('=');
+                out.push_str(GONE);
+            }
+            _ => out.push_str(pair),
+        }
+    }
+    out
+}
+
+fn is_secret(name: &str, value: &str) -> bool {
+    if value.is_empty() {
+        return false;
+    }
+    let name = name.to_ascii_lowercase();
+    SECRET_NAMES.contains(&name.as_str())
+        || SECRET_PARTS.iter().any(|part| name.contains(part))
+        || is_token(value)
+}
+
+/// A JSON web token, or a long mixture of letters and digits that is no UUID.
+fn is_token(value: &str) -> bool {
+    let bytes = value.as_bytes();
+    if value.starts_with("eyJ") && bytes.len() > 20 {
+        return true;
+    }
+    let uuid = bytes.len() == 36 && [8, 13, 18, 23].iter().all(|at| bytes[*at] == b'-');
+    let known = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_+/=.%~".contains(byte);
+    bytes.len() >= TOKEN_MIN
+        && !uuid
+        && bytes.iter().all(known)
+        && bytes.iter().any(u8::is_ascii_digit)
+        && bytes.iter().any(u8::is_ascii_alphabetic)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_lose_their_secrets() {
+        #[track_caller]
+        fn check(input: &str, expected: &str) {
+            assert_eq!(url(&Config::default(), input.as_bytes(), 1024), expected);
+            let off = Config { redact: false, ..Config::default() };
+            assert_eq!(url(&off, input.as_bytes(), 1024), input);
+        }
+        check("/a?channel=web&type=bff", "/a?channel=web&type=bff");
+        check("/a?x=1&Access_Token=abc&y=2", "/a?x=1&Access_Token=?&y=2");
+        check("/login?user=joe&password=s3cret", "/login?user=joe&password=?");
+        check("/a?q=eyJhbGciOiJIUzI1NiJ9.e30.abc", "/a?q=?");
+        check("/a?h=0123456789abcdef0123456789abcdef", "/a?h=?");
+        check("/a?id=123e4567-e89b-12d3-a456-426614174000", "/a?id=123e4567-e89b-12d3-a456-426614174000");
+        check("/pay/4111111111111111/now", "/pay/?/now");
+        check("/pay?n=4111-1111-1111-1111", "/pay?n=?");
+        check("/t?at=1701689136165", "/t?at=1701689136165");
+        check("http://joe:pw@host/x", "http://?@host/x");
+        check("/a?key=&code=7", "/a?key=&code=?");
+    }
+}
