@@ -1,3 +1,5 @@
+//! Tests of the encoder: what becomes of flows and sessions on the wire.
+
 use std::collections::BTreeMap;
 
 use metaflow_schema::enums::{CloseType, L7Protocol, L7Type, ObservationPoint, ResponseStatus};
