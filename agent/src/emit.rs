@@ -26,6 +26,8 @@ use metaflow_wire::{Columns, Table};
 pub use basis::{Basis, Nowhere};
 
 use crate::flow::{FlowReport, Output};
+pub(crate) use pool::truncate;
+
 use basis::FlowNotes;
 use columns::Builder;
 use metrics::{ApplicationKey, ApplicationValue, NetworkKey, NetworkValue};

@@ -12,6 +12,8 @@
 pub mod capture;
 pub mod emit;
 pub mod flow;
+pub mod metrics;
 pub mod packet;
 pub mod protocol;
 pub mod session;
+pub mod spool;

@@ -10,7 +10,7 @@ pub(super) const KEY_TEXT_MAX: usize = 256;
 const SYMBOLS_MAX: usize = 65_536;
 
 /// Cuts a text at a character boundary.
-pub(super) fn truncate(text: &str, bytes_max: usize) -> &str {
+pub(crate) fn truncate(text: &str, bytes_max: usize) -> &str {
     let mut end = bytes_max.min(text.len());
     while !text.is_char_boundary(end) {
         end -= 1;

@@ -1,0 +1,114 @@
+//! Counters of the whole process: what heartbeats report and what the status file shows.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+use metaflow_wire::Loss;
+use serde::Serialize;
+
+/// Distinct reasons that are kept apart; nodes can name reasons, so there is a bound.
+const REASONS_MAX: usize = 64;
+
+/// Why rows (or packets) were lost. Names are part of the status output.
+pub mod reason {
+    /// The spool's cap was reached: the oldest batches made room.
+    pub const SPOOL_FULL: &str = "spool_full";
+    /// Nothing could be written and the memory for waiting batches was used up.
+    pub const DISK_FULL: &str = "disk_full";
+    /// A record of the spool was damaged.
+    pub const SPOOL_CORRUPT: &str = "spool_corrupt";
+    /// The sealing thread could not follow the capture.
+    pub const EMIT_BACKLOG: &str = "emit_backlog";
+    /// The node refused a batch for good; its reason follows a colon.
+    pub const REJECTED: &str = "rejected";
+    /// A batch was beyond the limits of the wire.
+    pub const BATCH_TOO_LARGE: &str = "batch_too_large";
+    /// Packets that were not looked at because the agent was over its ceilings.
+    pub const SHED_PACKETS: &str = "shed_packets";
+    /// Packets that the kernel dropped before the agent read them.
+    pub const KERNEL_DROPS: &str = "kernel_drops";
+}
+
+/// Losses by reason.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Losses(BTreeMap<String, u64>);
+
+impl Losses {
+    pub fn add(&mut self, reason: &str, rows: u64) {
+        if rows == 0 {
+            return;
+        }
+        if let Some(sum) = self.0.get_mut(reason) {
+            *sum += rows;
+        } else if self.0.len() < REASONS_MAX {
+            self.0.insert(reason.to_owned(), rows);
+        } else {
+            *self.0.entry("other".to_owned()).or_default() += rows;
+        }
+    }
+
+    pub fn get(&self, reason: &str) -> u64 {
+        self.0.get(reason).copied().unwrap_or(0)
+    }
+
+    pub fn merge(&mut self, other: &Self) {
+        for (reason, rows) in &other.0 {
+            self.add(reason, *rows);
+        }
+    }
+
+    pub fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
+
+    pub fn to_wire(&self) -> Vec<Loss> {
+        self.0.iter().map(|(reason, rows)| Loss { reason: reason.clone(), rows: *rows }).collect()
+    }
+}
+
+/// Counters that several threads add to.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    pub packets: AtomicU64,
+    pub bytes: AtomicU64,
+    /// Frames that are no TCP or UDP packets.
+    pub skipped: AtomicU64,
+    pub kernel_drops: AtomicU64,
+    pub shed_packets: AtomicU64,
+    pub flows: AtomicU64,
+    pub sessions: AtomicU64,
+    pub batches_sealed: AtomicU64,
+    pub memory_bytes: AtomicU64,
+    /// Hundredths of one CPU.
+    pub cpu_percent: AtomicU32,
+    rows: Mutex<BTreeMap<&'static str, u64>>,
+    losses: Mutex<Losses>,
+}
+
+impl Metrics {
+    pub fn add(counter: &AtomicU64, value: u64) {
+        counter.fetch_add(value, Ordering::Relaxed);
+    }
+
+    pub fn lose(&self, reason: &str, rows: u64) {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner).add(reason, rows);
+    }
+
+    pub fn add_rows(&self, table: &'static str, rows: u64) {
+        *self.rows.lock().unwrap_or_else(PoisonError::into_inner).entry(table).or_default() += rows;
+    }
+
+    pub fn losses(&self) -> Losses {
+        self.losses.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn rows(&self) -> BTreeMap<&'static str, u64> {
+        self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,46 @@
+//! Two numbers beside the spool: its generation, and the id that the nodes gave this agent. Small files, replaced as a whole.
+
+use std::{
+    fs::{self, File},
+    io::{self, Write as _},
+    path::Path,
+};
+
+/// Begin of the count of generations: 2024-01-01T00:00:00Z in seconds since 1970.
+const GENERATION_EPOCH: u64 = 1_704_067_200;
+
+/// The generation of a spool that is created at this time (microseconds since 1970).
+pub fn generation_at(now: u64) -> u32 {
+    u32::try_from((now / 1_000_000).saturating_sub(GENERATION_EPOCH)).unwrap_or(u32::MAX).max(1)
+}
+
+/// The number in a file; none when the file is missing or damaged.
+pub(super) fn read_number(path: &Path) -> io::Result<Option<u32>> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(parse_number(&text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn parse_number(text: &str) -> Option<u32> {
+    let (number, crc) = text.trim_end().split_once(' ')?;
+    (u32::from_str_radix(crc, 16).ok()? == crc32fast::hash(number.as_bytes())).then(|| number.parse().ok())?
+}
+
+/// Replaces the number so that a crash leaves either the old or the new one.
+pub(super) fn write_number(path: &Path, number: u32) -> io::Result<()> {
+    let number = number.to_string();
+    let next = path.with_extension("next");
+    let mut file = File::create(&next)?;
+    writeln!(file, "{number} {:08x}", crc32fast::hash(number.as_bytes()))?;
+    file.sync_all()?;
+    fs::rename(&next, path)?;
+    sync_directory(path)
+}
+
+/// Makes a created or renamed file durable.
+pub(super) fn sync_directory(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), |directory| File::open(directory)?.sync_all())
+}
