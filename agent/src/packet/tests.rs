@@ -33,7 +33,7 @@ fn ethernet(tags: &[u8], ethertype: u16, rest: &[u8]) -> Vec<u8> {
 
 fn tcp_bytes(flags: u8, options: &[u8], payload: &[u8]) -> Vec<u8> {
     let mut header =
-        vec![0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, ((20 + options.len()) / 4 << 4) as u8, flags];
+        vec![0x9c, 0x40, 0, 80, 0, 0, 0, 1, 0, 0, 0, 2, (((20 + options.len()) / 4) << 4) as u8, flags];
     header.extend([1, 0, 0, 0, 0, 0]);
     [&header[..], options, payload].concat()
 }

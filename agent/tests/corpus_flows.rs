@@ -1,0 +1,260 @@
+//! Third-party captures with another implementation's figures: the flow table must come to the same.
+//!
+//! Needs the corpus; `METAFLOW_CORPUS` says where it is.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use metaflow_agent::capture::{FileSource, Progress, Replay, Source};
+use metaflow_agent::flow::{Activity, Config, Delay, FlowReport, FlowTable, Output};
+use metaflow_agent::packet::{Skip, Skips, decode};
+use metaflow_schema::enums::CloseType;
+
+fn corpus() -> PathBuf {
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
+    let path = std::env::var_os("METAFLOW_CORPUS").map_or(default, PathBuf::from);
+    assert!(path.is_dir(), "no corpus at {}: set METAFLOW_CORPUS to its folder", path.display());
+    path
+}
+
+/// A file's packets through a table, with what was known after each.
+struct Run {
+    output: Output,
+    skips: Skips,
+    /// Sum of all activity up to and including each packet.
+    after: Vec<Activity>,
+}
+
+fn run(path: &Path) -> Run {
+    let mut source = FileSource::open(path, Replay::default()).unwrap();
+    let mut table = FlowTable::new(Config::default());
+    let mut run = Run { output: Output::default(), skips: Skips::default(), after: Vec::new() };
+    let mut packets = Vec::new();
+    while source
+        .poll(Duration::ZERO, &mut |frame| {
+            packets.push((frame.timestamp, frame.link, frame.data.to_vec(), frame.wire_length))
+        })
+        .unwrap()
+        != Progress::End
+    {}
+    let feed = |count: usize, table: &mut FlowTable, output: &mut Output, skips: &mut Skips| {
+        for (timestamp, link, data, wire_length) in &packets[..count] {
+            let frame = metaflow_agent::packet::Frame {
+                timestamp: *timestamp,
+                interface_index: 1,
+                link: *link,
+                vlan: 0,
+                data,
+                wire_length: *wire_length,
+            };
+            match decode(&frame) {
+                Ok(packet) => table.packet(&packet, output),
+                Err(skip) => skips.count(skip),
+            }
+        }
+        table.finish(output);
+    };
+    for count in 1..=packets.len() {
+        let mut output = Output::default();
+        let mut skips = Skips::default();
+        feed(count, &mut FlowTable::new(Config::default()), &mut output, &mut skips);
+        run.after.push(total(&output.logs));
+    }
+    feed(packets.len(), &mut table, &mut run.output, &mut run.skips);
+    assert_eq!(total(&run.output.seconds), total(&run.output.logs), "{}", path.display());
+    run
+}
+
+fn total(reports: &[FlowReport]) -> Activity {
+    let mut sum = Activity::default();
+    reports.iter().for_each(|report| sum.merge(&report.activity));
+    sum
+}
+
+/// Every `name: value` of a pretty-printed structure, nested names joined with a dot.
+fn fields(text: &str) -> HashMap<String, String> {
+    let mut fields = HashMap::new();
+    let mut within = String::new();
+    for line in text.lines().map(str::trim) {
+        if line.starts_with('}') {
+            within.clear();
+        } else if let Some((name, value)) = line.split_once(": ") {
+            if value.ends_with('{') {
+                within = format!("{name}.");
+            } else {
+                fields.insert(format!("{within}{name}"), value.trim_end_matches(',').to_owned());
+            }
+        }
+    }
+    fields
+}
+
+/// A duration as Rust's `Debug` prints it, in microseconds.
+fn microseconds(text: &str) -> u64 {
+    let unit = text.find(|letter: char| letter.is_alphabetic() || letter == 'µ').unwrap();
+    let value: f64 = text[..unit].parse().unwrap();
+    let factor = match &text[unit..] {
+        "ns" => 1e-3,
+        "µs" => 1.0,
+        "ms" => 1e3,
+        "s" => 1e6,
+        other => panic!("unit {other}"),
+    };
+    (value * factor).round() as u64
+}
+
+fn delay(fields: &HashMap<String, String>, name: &str) -> Delay {
+    let part = |part: &str| fields[&format!("{name}.{part}")].as_str();
+    Delay {
+        sum: microseconds(part("sum")),
+        count: part("count").parse().unwrap(),
+        max: microseconds(part("max")) as u32,
+    }
+}
+
+fn check_tcp(path: &Path, text: &str) {
+    let run = run(path);
+    let blocks: Vec<&str> = text.split("th perf data from").skip(1).collect();
+    assert_eq!(blocks.len(), run.after.len(), "{}", path.display());
+    for (at, (block, seen)) in blocks.iter().zip(&run.after).enumerate() {
+        let fields = fields(block);
+        let number = |name: &str| fields[name].parse::<u32>().unwrap();
+        let expected = (
+            [
+                delay(&fields, "rtt_0"),
+                delay(&fields, "rtt_1"),
+                delay(&fields, "srt_1"),
+                delay(&fields, "art_1"),
+            ],
+            delay(&fields, "cit"),
+            microseconds(&fields["rtt_full"]),
+            [number("retrans_0") + number("retrans_syn_0"), number("retrans_1") + number("retrans_syn_1")],
+            [number("zero_win_count_0"), number("zero_win_count_1"), number("ooo_0"), number("ooo_1")],
+            [number("syn"), number("synack"), number("retrans_syn"), number("retrans_synack")],
+        );
+        let Activity { tx, rx, rtt, rtt_client, rtt_server, srt, art, cit, .. } = *seen;
+        let found = (
+            [rtt_client, rtt_server, srt, art],
+            cit,
+            u64::from(rtt.max),
+            [tx.retransmissions, rx.retransmissions],
+            [tx.zero_windows, rx.zero_windows, tx.out_of_order, rx.out_of_order],
+            [seen.syn, seen.synack, seen.retrans_syn, seen.retrans_synack],
+        );
+        assert_eq!(found, expected, "packet {} of {}", at + 1, path.display());
+    }
+}
+
+fn check_udp(path: &Path, text: &str) {
+    let run = run(path);
+    let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("UdpPerf")).collect();
+    assert_eq!(lines.len(), run.after.len(), "{}", path.display());
+    for (line, seen) in lines.iter().zip(&run.after) {
+        let fields = fields(&line.trim_start_matches("UdpPerf {").replace(", ", ",\n").replace(" }", ""));
+        let expected = Delay {
+            sum: microseconds(&fields["art_sum"]),
+            count: fields["art_count"].parse().unwrap(),
+            max: microseconds(&fields["art_max"]) as u32,
+        };
+        assert_eq!(seen.art, expected, "{}", path.display());
+    }
+}
+
+#[test]
+fn figures_equal_those_of_the_result_files() {
+    let mut checked = 0;
+    for entry in std::fs::read_dir(corpus().join("packets/tcp")).unwrap() {
+        let result = entry.unwrap().path();
+        if result.extension().is_none_or(|extension| extension != "result") {
+            continue;
+        }
+        let text = std::fs::read_to_string(&result).unwrap();
+        let pcap = result.with_extension("pcap");
+        if text.contains("UdpPerf") {
+            check_udp(&pcap, &text);
+        } else {
+            check_tcp(&pcap, &text);
+        }
+        checked += 1;
+    }
+    assert!(checked >= 3, "{checked} result files");
+}
+
+#[test]
+fn connections_end_as_another_implementation_says() {
+    fn check(name: &str, expected: CloseType) {
+        let run = run(&corpus().join("packets/tcp").join(name));
+        let ends: Vec<CloseType> = run.output.logs.iter().map(|log| log.close_type).collect();
+        assert_eq!(ends, [expected], "{name}");
+    }
+    check("tcp-n-syn-ack.pcap", CloseType::ServerSynAckRepeat);
+    check("server-reset.pcap", CloseType::ServerReset);
+    check("server-no-response.pcap", CloseType::ClientEstablishReset);
+    check("client-no-response.pcap", CloseType::ServerEstablishReset);
+}
+
+#[test]
+fn connections_are_measured_as_their_packets_say() {
+    let log = |name: &str| {
+        let run = run(&corpus().join("packets/tcp").join(name));
+        assert_eq!(run.output.logs.len(), 1, "{name}: {:#?}", run.output.logs);
+        run.output.logs[0]
+    };
+    let one = |sum: u64| Delay { sum, count: 1, max: sum as u32 };
+
+    let continued = log("art-continues-payload-len-larger-than-1.pcap");
+    assert_eq!((continued.activity.rtt, continued.activity.srt), (one(30_548), one(10_040)));
+    assert_eq!(continued.activity.art, one(30_358), "request to the first packet of the response");
+    assert_eq!(continued.close_type, CloseType::Finish);
+
+    let repeated = log("handshake-retrans.pcap").activity;
+    assert_eq!((repeated.syn, repeated.retrans_syn), (2, 1));
+    assert_eq!((repeated.synack, repeated.retrans_synack), (2, 1));
+
+    let disorder = log("out-of-order.pcap");
+    assert_eq!(disorder.facts.ends.server_port, 12_345, "by the SYN-ACK that came first");
+    assert_eq!(disorder.close_type, CloseType::Finish);
+
+    let slow = log("syn-ack-ack-retrans-and-client-payload.pcap").activity;
+    assert_eq!((slow.tx.retransmissions, slow.retrans_synack), (5, 1));
+    assert_eq!(slow.art, one(998), "from the last repetition of the request");
+
+    let fragments = run(&corpus().join("packets/tcp/ip-fragment.pcap"));
+    assert_eq!(fragments.skips.of(Skip::LaterFragment), 12);
+    assert_eq!(
+        total(&fragments.output.logs).rx.l4_bytes,
+        6 * 3_000,
+        "from port 1000, which must be the server"
+    );
+}
+
+#[test]
+fn every_packet_of_every_file_is_in_a_report_or_counted() {
+    let mut files = 0;
+    for folder in std::fs::read_dir(corpus().join("packets")).unwrap() {
+        for entry in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "pcap") {
+                continue;
+            }
+            let mut source = FileSource::open(&path, Replay::default()).unwrap();
+            let mut table = FlowTable::new(Config::default());
+            let (mut output, mut skips) = (Output::default(), Skips::default());
+            let mut each = |frame: &metaflow_agent::packet::Frame<'_>| match decode(frame) {
+                Ok(packet) => table.packet(&packet, &mut output),
+                Err(skip) => skips.count(skip),
+            };
+            while source.poll(Duration::ZERO, &mut each).unwrap() != Progress::End {}
+            table.finish(&mut output);
+            let (seconds, logs) = (total(&output.seconds), total(&output.logs));
+            assert_eq!(seconds, logs, "{}", path.display());
+            let packets = logs.tx.packets + logs.rx.packets + skips.total();
+            assert_eq!(packets, source.statistics().frames, "{}", path.display());
+            files += 1;
+        }
+    }
+    assert!(files > 50, "{files} files");
+}
