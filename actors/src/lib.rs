@@ -1,1 +1,16 @@
-//! metaflow-actors
+//! The work of a node: what happens to row batches, facts and queries.
+//!
+//! ```text
+//! gRPC Ingest --Batch+permit--> ingester --Accepted--> labeler --Labelled--> writer --blocks--> store
+//!      ^                          |  ^                    |                    |
+//!      '------ Received, Committed'  '---- Stored --------|--------------------'
+//! gRPC Sync --Facts--> controller --snapshot--> labeler   '--names--> dictionary --rows--> store
+//! HTTP SQL --> querier --> store
+//! ```
+//!
+//! Bound of every edge: a batch holds a [`memory::Permit`] from the socket until its rows are stored; channels are bounded in
+//! messages. Leaves out: sockets, gossip, command line (`node`).
+
+pub mod disk;
+pub mod memory;
+pub mod rows;
