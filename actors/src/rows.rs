@@ -37,12 +37,12 @@ pub struct Labelled {
 /// Rows of one table. The `&'static Table` says which interval.
 #[derive(Debug, Clone)]
 pub enum Rows {
-    L4FlowLog(L4FlowLog),
-    L7FlowLog(L7FlowLog),
-    Network(&'static Table, Network),
-    NetworkMap(&'static Table, NetworkMap),
-    Application(&'static Table, Application),
-    ApplicationMap(&'static Table, ApplicationMap),
+    L4FlowLog(Box<L4FlowLog>),
+    L7FlowLog(Box<L7FlowLog>),
+    Network(&'static Table, Box<Network>),
+    NetworkMap(&'static Table, Box<NetworkMap>),
+    Application(&'static Table, Box<Application>),
+    ApplicationMap(&'static Table, Box<ApplicationMap>),
 }
 
 /// What became of a batch; flows back to the ingester, and from it to the agent.
