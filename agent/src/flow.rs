@@ -14,6 +14,8 @@ mod entry;
 mod key;
 mod sequence;
 mod state;
+mod stream;
+mod talk;
 mod tcp;
 mod timers;
 
@@ -21,14 +23,18 @@ mod timers;
 mod tests;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use metaflow_schema::enums::CloseType;
 
 use self::clock::second_of;
 use self::entry::{Flow, orientation};
 use self::key::{Key, KeyedHash, PortSet};
+use self::stream::Room;
+use self::talk::Shared;
 use self::timers::Timers;
 use crate::packet::{Packet, Transport, flags};
+use crate::session;
 
 pub use self::report::{Activity, Delay, Ends, FlowFacts, FlowReport, Output, Traffic};
 pub use self::state::Timeouts;
@@ -45,6 +51,11 @@ pub struct Config {
     pub server_ports: Vec<u16>,
     /// Any number that senders of packets do not know.
     pub hash_seed: u64,
+    /// Payload that came too early, held by all flows together.
+    pub reorder_bytes_max: usize,
+    /// Look for requests in the payload.
+    pub sessions: bool,
+    pub session: Arc<session::Config>,
 }
 
 impl Default for Config {
@@ -55,6 +66,9 @@ impl Default for Config {
             excluded_ports: Vec::new(),
             server_ports: Vec::new(),
             hash_seed: 0,
+            reorder_bytes_max: 16 << 20,
+            sessions: true,
+            session: Arc::default(),
         }
     }
 }
@@ -72,6 +86,12 @@ pub struct Counters {
     pub late: u64,
     /// Times at which the clock of the packets was set back.
     pub clock_steps: u64,
+    /// Of the conversations: requests that were reported early because too many were open,
+    pub excess_requests: u64,
+    /// times that a parser lost its way,
+    pub resynchronisations: u64,
+    /// and flows that speak no known protocol.
+    pub unrecognised: u64,
 }
 
 /// All flows of a source of packets.
@@ -88,6 +108,7 @@ pub struct FlowTable {
     now: u64,
     excluded: PortSet,
     servers: PortSet,
+    shared: Shared,
     counters: Counters,
 }
 
@@ -112,6 +133,11 @@ impl FlowTable {
             now: 0,
             excluded: PortSet::new(&config.excluded_ports),
             servers: PortSet::new(&config.server_ports),
+            shared: Shared {
+                config: Arc::clone(&config.session),
+                room: Room::new(config.reorder_bytes_max),
+                sessions: Vec::new(),
+            },
             counters: Counters::default(),
             config,
         }
@@ -171,9 +197,40 @@ impl FlowTable {
     }
 
     fn update(&mut self, at: u32, from_low: bool, packet: &Packet<'_>, output: &mut Output) {
+        self.open_second(at, packet.timestamp, output);
+        let Some(flow) = &mut self.slots[at as usize].flow else { return };
+        let state = flow.state;
+        let talk_began = match &packet.transport {
+            Transport::Tcp(tcp) => {
+                flow.tcp(packet, tcp, from_low);
+                if tcp.flags & (flags::SYN | flags::ACK) == flags::SYN | flags::ACK {
+                    self.servers.insert(flow.facts.ends.server_port);
+                }
+                self.config.sessions && flow.talk_tcp(packet, tcp, from_low, &mut self.shared)
+            }
+            Transport::Udp { .. } => {
+                flow.udp(packet, from_low);
+                self.config.sessions && flow.talk_udp(packet, from_low, &mut self.shared)
+            }
+        };
+        if flow.has_heard_enough() {
+            flow.end_talk(&mut self.shared, &mut self.counters);
+            flow.deaf = true;
+        }
+        if !self.shared.sessions.is_empty() {
+            flow.record(&mut self.shared, output);
+        }
+        if flow.state != state || talk_began {
+            self.timers.due_by(at, flow.next_look(self.now, &self.config.timeouts));
+        }
+    }
+
+    /// Sees to it that what a flow does now is reported.
+    #[inline]
+    fn open_second(&mut self, at: u32, timestamp: u64, output: &mut Output) {
         let slot = &mut self.slots[at as usize];
         let Some(flow) = &mut slot.flow else { return };
-        if flow.open_second(packet.timestamp, output) {
+        if flow.open_second(timestamp, output) {
             if !slot.in_seconds {
                 slot.in_seconds = true;
                 self.seconds.push(at);
@@ -182,19 +239,6 @@ impl FlowTable {
                 slot.in_minutes = true;
                 self.minutes.push(at);
             }
-        }
-        let state = flow.state;
-        match &packet.transport {
-            Transport::Tcp(tcp) => {
-                flow.tcp(packet, tcp, from_low);
-                if tcp.flags & (flags::SYN | flags::ACK) == flags::SYN | flags::ACK {
-                    self.servers.insert(flow.facts.ends.server_port);
-                }
-            }
-            Transport::Udp { .. } => flow.udp(packet, from_low),
-        }
-        if flow.state != state {
-            self.timers.due_by(at, flow.deadline(&self.config.timeouts));
         }
     }
 
@@ -257,6 +301,8 @@ impl FlowTable {
             Ending::EndOfInput => flow.state.close_type_at_end_of_input(),
             Ending::Evicted => CloseType::Evicted,
         };
+        flow.end_talk(&mut self.shared, &mut self.counters);
+        flow.record(&mut self.shared, output);
         flow.end(now_us, close_type, output);
         self.index.remove(&flow.key);
         self.timers.remove(at);

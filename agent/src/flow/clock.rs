@@ -45,8 +45,15 @@ impl FlowTable {
             let deadline = flow.deadline(&self.config.timeouts);
             if deadline <= self.now {
                 self.close(at, now_us, Ending::Silence, output);
-            } else {
-                self.timers.put(at, deadline);
+                continue;
+            }
+            flow.expire(now_us, &mut self.shared);
+            self.timers.put(at, flow.next_look(self.now, &self.config.timeouts));
+            if !self.shared.sessions.is_empty() {
+                self.open_second(at, now_us, output);
+                if let Some(flow) = &mut self.slots[at as usize].flow {
+                    flow.record(&mut self.shared, output);
+                }
             }
         }
         if self.now.saturating_sub(GRACE_S) / 60 != minute_before {

@@ -8,6 +8,7 @@ use super::key::{Key, PortSet};
 use super::report::{Activity, Ends, FlowFacts, FlowReport, Output, Traffic};
 use super::sequence::Sequence;
 use super::state::{State, Timeouts};
+use super::talk::Talk;
 use crate::packet::{Packet, Transport, flags};
 use crate::session::Direction;
 
@@ -15,6 +16,8 @@ use crate::session::Direction;
 const WELL_KNOWN_END: u16 = 1024;
 /// Linux takes a client's port from here upwards.
 const EPHEMERAL_START: u16 = 32_768;
+/// Requests that wait too long are looked for this often.
+const EXPIRE_S: u64 = 5;
 
 pub(super) struct Flow {
     pub(super) key: Key,
@@ -44,6 +47,11 @@ pub(super) struct Flow {
     total_rx: Traffic,
     second_is_first: bool,
     minute_is_first: bool,
+    /// From the first payload until nothing more is to be learnt.
+    pub(super) talk: Option<Box<Talk>>,
+    /// Nothing was or is to be learnt from the payload.
+    pub(super) deaf: bool,
+    pub(super) l7_protocol: L7Protocol,
 }
 
 /// Whether a packet that begins a flow comes from the client, and whether that is certain.
@@ -122,6 +130,9 @@ impl Flow {
             total_rx: Traffic::default(),
             second_is_first: true,
             minute_is_first: true,
+            talk: None,
+            deaf: false,
+            l7_protocol: L7Protocol::Unknown,
         }
     }
 
@@ -134,6 +145,13 @@ impl Flow {
     #[inline]
     pub(super) fn deadline(&self, timeouts: &Timeouts) -> u64 {
         second_of(self.last_seen) + u64::from(self.state.timeout_s(timeouts)) + 1
+    }
+
+    /// The second in which to look at the flow: when it may be over, and earlier for requests that wait for their response.
+    #[inline]
+    pub(super) fn next_look(&self, now: u64, timeouts: &Timeouts) -> u64 {
+        let deadline = self.deadline(timeouts);
+        if self.talk.is_some() { deadline.min(now + EXPIRE_S) } else { deadline }
     }
 
     #[inline]
@@ -150,6 +168,9 @@ impl Flow {
         std::mem::swap(&mut self.minute_activity.tx, &mut self.minute_activity.rx);
         std::mem::swap(&mut self.total_tx, &mut self.total_rx);
         self.delays = Delays::default();
+        if let Some(talk) = &mut self.talk {
+            talk.reverse();
+        }
     }
 
     /// Opens the second of a time, after reporting an older one. A late time counts in the open second. Says whether one was opened.
@@ -237,7 +258,7 @@ impl Flow {
             activity,
             total_tx: self.total_tx,
             total_rx: self.total_rx,
-            l7_protocol: L7Protocol::Unknown,
+            l7_protocol: self.l7_protocol,
             syn_seq: self.syn_seq.unwrap_or(0),
             synack_seq: self.synack_seq.unwrap_or(0),
             is_new,

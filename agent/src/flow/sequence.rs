@@ -4,7 +4,7 @@
 const HOLES_MAX: usize = 4;
 
 /// A jump of the sequence number beyond any window (2^30 with the largest scale) is a new beginning, not a hole.
-const JUMP_MAX: u32 = 1 << 30;
+pub(super) const JUMP_MAX: u32 = 1 << 30;
 
 /// Reordering in a network takes less than this where the round trip is not known: longer waits mean that the sender repeated.
 pub(super) const REORDER_US: u64 = 3_000;

@@ -310,3 +310,116 @@ fn excluded_ports_and_clock_steps_are_counted() {
     assert_eq!((counters.excluded, counters.packets, counters.late, counters.clock_steps), (1, 4, 1, 1));
     assert_eq!(output.logs.iter().map(|log| log.activity.tx.packets).sum::<u64>(), 4);
 }
+
+const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: shop\r\n\r\n";
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+fn with(mut packet: Packet<'static>, payload: &'static [u8]) -> Packet<'static> {
+    packet.payload = payload;
+    packet.payload_length = payload.len() as u32;
+    packet
+}
+
+/// One request and its response over an open connection.
+fn exchange(at: u64, seq: u32, ack: u32) -> [Packet<'static>; 2] {
+    let end = seq + GET.len() as u32;
+    [with(up(at, ACK, seq, ack, 0), GET), with(down(at + 700, ACK, ack, end, 0), OK)]
+}
+
+#[test]
+fn requests_come_out_with_their_flow() {
+    let (get, ok) = (GET.len() as u32, OK.len() as u32);
+    let mut packets = handshake();
+    packets.extend(exchange(1_000, 101, 501));
+    packets.extend(exchange(5_000, 101, 501));
+    // Cut in two, the second half first.
+    let [request, response] = exchange(9_000, 101 + get, 501 + ok);
+    let second = with(up(8_990, ACK, 101 + get + 5, 501 + ok, 0), &GET[5..]);
+    packets.extend([second, with(request, &GET[..5]), response]);
+    let output = run(&packets);
+    assert_eq!(output.sessions.len(), 2, "{:#?}", output.sessions);
+    let (facts, session) = &output.sessions[0];
+    assert_eq!((facts.flow_id, session.endpoint.as_str()), (output.logs[0].facts.flow_id, "/a"));
+    assert_eq!(session.response_duration, Some(700));
+    let log = output.logs[0];
+    assert_eq!((log.activity.l7_request, log.activity.l7_response), (2, 2));
+    assert_eq!(log.activity.l7_rrt.count, 2);
+    assert_eq!(log.l7_protocol, metaflow_schema::enums::L7Protocol::Http1);
+    assert_eq!((log.activity.tx.retransmissions, log.activity.rx.retransmissions), (1, 1));
+    assert_eq!(log.activity.tx.out_of_order, 1);
+}
+
+#[test]
+fn the_protocol_tells_the_server() {
+    let turned = |packet: &Packet<'static>| {
+        let mut packet = *packet;
+        let ports = if packet.source == CLIENT { (80, 40_000) } else { (40_000, 80) };
+        if let Transport::Tcp(header) = &mut packet.transport {
+            (header.source_port, header.destination_port) = ports;
+        }
+        packet
+    };
+    let packets: Vec<_> =
+        exchange(0, 101, 501).iter().chain(&exchange(2_000, 200, 600)).map(turned).collect();
+    let log = single(&packets);
+    assert_eq!((log.facts.ends.server_ip, log.facts.ends.server_port), (SERVER, 40_000));
+    assert_eq!((log.activity.tx.packets, log.activity.rx.packets), (2, 2));
+    assert_eq!(log.activity.tx.l4_bytes, 2 * GET.len() as u64);
+}
+
+#[test]
+fn a_request_without_response_is_reported_while_the_flow_goes_on() {
+    let mut table = FlowTable::new(Config::default());
+    let mut output = Output::default();
+    let mut packets = handshake();
+    packets.push(exchange(1_000, 101, 501)[0]);
+    for packet in &packets {
+        table.packet(packet, &mut output);
+    }
+    let mut second = 0;
+    while output.sessions.is_empty() && second < 290 {
+        second += 1;
+        table.tick(START + second * 1_000_000, &mut output);
+    }
+    assert_eq!((output.sessions.len(), table.len()), (1, 1));
+    table.finish(&mut output);
+    let timeouts: u32 = output.seconds.iter().map(|report| report.activity.l7_timeout).sum();
+    assert_eq!(timeouts, 1);
+    assert_eq!(output.logs.iter().map(|log| log.activity.l7_timeout).sum::<u32>(), 1);
+}
+
+proptest::proptest! {
+    /// Lost, doubled and shuffled packets, bytes of any kind: reports tell of each packet once, within the bounds.
+    #[test]
+    fn any_packets_are_counted_once(
+        picks in proptest::collection::vec((0usize..60, 0u64..90_000_000, proptest::bool::weighted(0.1)), 1..150),
+        flows_max in 1usize..8,
+    ) {
+        let mut packets = Vec::new();
+        for ports in 0..3_u16 {
+            let mut all = handshake();
+            all.extend((0..7).flat_map(|n| exchange(1_000, 101 + n * GET.len() as u32, 501 + n * OK.len() as u32)));
+            all.extend([up(0, FIN | ACK, 400, 900, 0), down(0, FIN | ACK, 900, 400, 0), up(0, RST, 400, 0, 0)]);
+            for packet in &mut all {
+                if let Transport::Tcp(header) = &mut packet.transport {
+                    let client = if packet.source == CLIENT { &mut header.source_port } else { &mut header.destination_port };
+                    *client += ports;
+                }
+            }
+            packets.extend(all);
+        }
+        let mut picked = Vec::new();
+        let mut time = START;
+        for (pick, ahead, back) in picks {
+            let mut packet = packets[pick];
+            time += ahead / 100;
+            packet.timestamp = if back { time.saturating_sub(ahead) } else { time };
+            picked.push(packet);
+        }
+        let (output, counters) = run_with(Config { flows_max, ..Config::default() }, &picked);
+        let packets: u64 = output.logs.iter().map(|log| log.activity.tx.packets + log.activity.rx.packets).sum();
+        proptest::prop_assert_eq!(packets, picked.len() as u64);
+        let ended = output.logs.iter().filter(|log| log.is_new).count() as u64;
+        proptest::prop_assert_eq!(ended, counters.flows, "each flow is new once");
+    }
+}

@@ -73,6 +73,11 @@ impl Conversation {
         self.reversed
     }
 
+    /// Nothing more can come of it: more segments would be ignored.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Deaf)
+    }
+
     /// What was lost since the last call.
     pub fn take_losses(&mut self) -> Losses {
         if let State::Talking(talk) = &mut self.state {
