@@ -27,11 +27,11 @@ pub fn create_table(table: &Table) -> String {
         .iter()
         .map(|column| {
             format!(
-                "    `{}` {} CODEC({}) COMMENT '{}'",
+                "    `{}` {} COMMENT '{}' CODEC({})",
                 column.name,
                 column.clickhouse,
+                column.doc.replace('\'', "\\'"),
                 column.codec,
-                column.doc.replace('\'', "\\'")
             )
         })
         .collect();

@@ -23,7 +23,7 @@ macro_rules! enumeration {
             pub const ALL: &'static [$name] = &[$( $name::$variant, )+];
             /// The same as text for catalogue and queries.
             pub const VALUES: &'static [EnumValue] =
-                &[$( EnumValue { value: $value, name: $label, doc: $doc }, )+];
+                &[$( EnumValue { value: $value, name: $label, doc: $doc.trim_ascii() }, )+];
 
             /// Name as shown in answers.
             pub const fn name(self) -> &'static str {

@@ -4,6 +4,7 @@
 //! and the reference page. Leaves out: SQL of users (`metaflow-query`) and talking to a store (`actors`).
 
 pub mod block;
+pub mod catalogue;
 pub mod ddl;
 pub mod enums;
 pub mod metrics;

@@ -144,6 +144,7 @@ pub(crate) const APPLICATION: &[Metric] = &[
     ratio("client_error_ratio", &["client_error"], &["response"], "client errors of all responses"),
     ratio("server_error_ratio", &["server_error"], &["response"], "server errors of all responses"),
     ratio("timeout_ratio", &["timeout"], &["request"], "timeouts of all requests"),
+    ratio("success_ratio", &["success"], &["response"], "successes of all responses"),
     delay("rrt", "response delay"),
     LOG_COUNT,
 ];
@@ -194,4 +195,6 @@ pub const COMPUTED: &[(&str, &str, &str)] = &[
     ("server_error", "l7_flow_log", "toUInt64(response_status = 3)"),
     ("timeout", "l7_flow_log", "toUInt64(response_status = 2)"),
     ("success", "l7_flow_log", "toUInt64(response_status = 0)"),
+    ("success", "application", "toUInt64(greatest(toInt64(response) - client_error - server_error, 0))"),
+    ("success", "application_map", "toUInt64(greatest(toInt64(response) - client_error - server_error, 0))"),
 ];

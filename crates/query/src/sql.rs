@@ -1,0 +1,400 @@
+//! Our own small tree of ClickHouse SQL, and its rendering.
+//!
+//! Names of functions, operators and columns are `&'static str`: from this source or from the catalogue, never from a user. A user's text
+//! can stand in [`Sql::Text`] alone, which is escaped.
+
+use std::fmt::Write as _;
+
+use metaflow_schema::Table;
+
+/// An expression.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Sql {
+    /// A column of the catalogue.
+    Column(&'static str),
+    /// An expression that the catalogue declares under a column's name.
+    Computed(&'static str),
+    /// A key that rows are grouped by, by its number in [`Registry`].
+    Key(usize),
+    /// An aggregate, by its number in [`Registry`].
+    Aggregate(usize),
+    /// A variable of a lambda.
+    Variable(&'static str),
+    Text(String),
+    Integer(i128),
+    Float(f64),
+    Call(&'static str, Vec<Sql>),
+    /// Operands joined by one operator.
+    Infix(&'static str, Vec<Sql>),
+    Not(Box<Sql>),
+    In(Box<Sql>, Vec<Sql>),
+    /// `subject IN (SELECT ... FROM flow_tag.dictionary WHERE condition)`: ids, or pairs of kind and id.
+    InDictionary {
+        subject: Box<Sql>,
+        pairs: bool,
+        condition: Box<Sql>,
+    },
+    /// Values that rows of the same table and filter have in these keys, at most so many.
+    InSeries {
+        keys: Vec<Sql>,
+        from: TableName,
+        filter: Option<Box<Sql>>,
+        limit: u64,
+    },
+    Tuple(Vec<Sql>),
+    Array(Vec<Sql>),
+    Lambda(&'static [&'static str], Box<Sql>),
+}
+
+/// A table of the catalogue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TableName {
+    database: &'static str,
+    name: &'static str,
+}
+
+impl From<&'static Table> for TableName {
+    fn from(table: &'static Table) -> Self {
+        Self { database: table.database, name: table.name }
+    }
+}
+
+/// An aggregate function over rows.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Aggregate {
+    pub(crate) function: &'static str,
+    /// Combinators behind the function: `If`, `OrNullIf`.
+    pub(crate) combinators: &'static str,
+    pub(crate) parameters: Vec<Sql>,
+    pub(crate) arguments: Vec<Sql>,
+}
+
+/// Keys and aggregates that the expressions of one statement share.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    pub(crate) keys: Vec<Sql>,
+    pub(crate) aggregates: Vec<Aggregate>,
+}
+
+impl Registry {
+    pub(crate) fn key(&mut self, expression: Sql) -> Sql {
+        Sql::Key(position(&mut self.keys, expression))
+    }
+
+    pub(crate) fn aggregate(&mut self, aggregate: Aggregate) -> Sql {
+        Sql::Aggregate(position(&mut self.aggregates, aggregate))
+    }
+}
+
+fn position<T: PartialEq>(entries: &mut Vec<T>, entry: T) -> usize {
+    entries.iter().position(|known| *known == entry).unwrap_or_else(|| {
+        entries.push(entry);
+        entries.len() - 1
+    })
+}
+
+/// How keys and aggregates are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Layer {
+    /// Over the rows of a table.
+    Rows,
+    /// Over a subquery that names keys `k0` and partial aggregates `a0`.
+    Outer,
+}
+
+impl Sql {
+    pub(crate) fn text(text: impl Into<String>) -> Self {
+        Self::Text(text.into())
+    }
+
+    pub(crate) fn equals(self, other: Self) -> Self {
+        Self::Infix("=", vec![self, other])
+    }
+
+    pub(crate) fn differs(self, other: Self) -> Self {
+        Self::Infix("!=", vec![self, other])
+    }
+
+    /// `self / other`, null where `other` is 0.
+    pub(crate) fn divided_by(self, other: Self) -> Self {
+        Self::Infix("/", vec![self, Self::Call("nullIf", vec![other, Self::Integer(0)])])
+    }
+
+    pub(crate) fn element(self, number: i128) -> Self {
+        Self::Call("tupleElement", vec![self, Self::Integer(number)])
+    }
+
+    /// All operands; none is true.
+    pub(crate) fn all(mut operands: Vec<Self>) -> Self {
+        match operands.len() {
+            0 => Self::Integer(1),
+            1 => operands.remove(0),
+            _ => Self::Infix("AND", operands),
+        }
+    }
+
+    /// Any operand; none is false.
+    pub(crate) fn any(mut operands: Vec<Self>) -> Self {
+        match operands.len() {
+            0 => Self::Integer(0),
+            1 => operands.remove(0),
+            _ => Self::Infix("OR", operands),
+        }
+    }
+
+    pub(crate) fn negated(self, negated: bool) -> Self {
+        if negated { Self::Not(Box::new(self)) } else { self }
+    }
+
+    /// The keys in it.
+    pub(crate) fn keys(&self) -> Vec<Self> {
+        let mut keys = vec![];
+        self.walk(&mut |part| {
+            if matches!(part, Self::Key(_)) && !keys.contains(part) {
+                keys.push(part.clone());
+            }
+        });
+        keys
+    }
+
+    pub(crate) fn has_aggregate(&self) -> bool {
+        let mut found = false;
+        self.walk(&mut |part| found |= matches!(part, Self::Aggregate(_)));
+        found
+    }
+
+    /// Calls `visit` on this and everything under it.
+    pub(crate) fn walk(&self, visit: &mut impl FnMut(&Self)) {
+        visit(self);
+        match self {
+            Self::Call(_, parts) | Self::Infix(_, parts) | Self::Tuple(parts) | Self::Array(parts) => {
+                parts.iter().for_each(|part| part.walk(visit));
+            }
+            Self::Not(inner) | Self::Lambda(_, inner) => inner.walk(visit),
+            Self::In(subject, list) => {
+                subject.walk(visit);
+                list.iter().for_each(|part| part.walk(visit));
+            }
+            Self::InDictionary { subject, .. } => subject.walk(visit),
+            Self::InSeries { keys, .. } => keys.iter().for_each(|key| key.walk(visit)),
+            Self::Column(_)
+            | Self::Computed(_)
+            | Self::Key(_)
+            | Self::Aggregate(_)
+            | Self::Variable(_)
+            | Self::Text(_)
+            | Self::Integer(_)
+            | Self::Float(_) => {}
+        }
+    }
+}
+
+/// Writes SQL.
+pub(crate) struct Writer<'a> {
+    pub(crate) registry: &'a Registry,
+    pub(crate) layer: Layer,
+    pub(crate) out: String,
+}
+
+impl<'a> Writer<'a> {
+    pub(crate) fn new(registry: &'a Registry, layer: Layer) -> Self {
+        Self { registry, layer, out: String::with_capacity(1024) }
+    }
+
+    pub(crate) fn raw(&mut self, text: &'static str) {
+        self.out.push_str(text);
+    }
+
+    /// `k0`, `a1`, `c2`.
+    pub(crate) fn alias(&mut self, prefix: char, number: usize) {
+        write!(self.out, "{prefix}{number}").expect("writing to a string does not fail");
+    }
+
+    pub(crate) fn number(&mut self, number: impl std::fmt::Display) {
+        write!(self.out, "{number}").expect("writing to a string does not fail");
+    }
+
+    pub(crate) fn table(&mut self, table: TableName) {
+        self.raw(table.database);
+        self.raw(".`");
+        self.raw(table.name);
+        self.raw("`");
+    }
+
+    pub(crate) fn list(&mut self, parts: &[Sql]) {
+        for (at, part) in parts.iter().enumerate() {
+            if at > 0 {
+                self.raw(", ");
+            }
+            self.sql(part);
+        }
+    }
+
+    pub(crate) fn sql(&mut self, sql: &Sql) {
+        match sql {
+            Sql::Column(name) | Sql::Variable(name) => self.raw(name),
+            Sql::Computed(expression) => {
+                self.raw("(");
+                self.raw(expression);
+                self.raw(")");
+            }
+            Sql::Key(number) => match self.layer {
+                Layer::Outer => self.alias('k', *number),
+                Layer::Rows => self.sql(&self.registry.keys[*number]),
+            },
+            Sql::Aggregate(number) => self.aggregate(*number),
+            Sql::Text(text) => self.literal(text),
+            Sql::Integer(number) => self.number(number),
+            // `{:?}` keeps the point or exponent, so that the engine reads a float again.
+            Sql::Float(number) => self.number(format_args!("{number:?}")),
+            Sql::Call(function, arguments) => {
+                self.raw(function);
+                self.bracketed("(", arguments, ")");
+            }
+            Sql::Infix(operator, operands) => self.infix(operator, operands),
+            Sql::Not(inner) => {
+                self.raw("NOT (");
+                self.sql(inner);
+                self.raw(")");
+            }
+            Sql::In(subject, list) => {
+                self.sql(subject);
+                self.bracketed(" IN (", list, ")");
+            }
+            Sql::InDictionary { subject, pairs, condition } => {
+                self.sql(subject);
+                self.raw(if *pairs { " IN (SELECT kind, id" } else { " IN (SELECT id" });
+                self.raw(" FROM flow_tag.dictionary WHERE ");
+                self.sql(condition);
+                self.raw(")");
+            }
+            Sql::InSeries { keys, from, filter, limit } => {
+                self.in_series(keys, *from, filter.as_deref(), *limit)
+            }
+            Sql::Tuple(parts) => self.bracketed("(", parts, ")"),
+            Sql::Array(parts) => self.bracketed("[", parts, "]"),
+            Sql::Lambda(variables, body) => {
+                self.raw("(");
+                for (at, variable) in variables.iter().enumerate() {
+                    self.raw(if at > 0 { ", " } else { "" });
+                    self.raw(variable);
+                }
+                self.raw(") -> ");
+                self.sql(body);
+            }
+        }
+    }
+
+    /// An aggregate as the subquery computes it for the outer query to merge: a sum, a maximum, or an intermediate state.
+    pub(crate) fn partial(&mut self, number: usize) {
+        let aggregate = &self.registry.aggregates[number];
+        let suffix = if merged_plainly(aggregate).is_some() { "" } else { "State" };
+        self.aggregate_call(aggregate, suffix);
+    }
+
+    fn aggregate(&mut self, number: usize) {
+        let aggregate = &self.registry.aggregates[number];
+        if self.layer == Layer::Rows {
+            return self.aggregate_call(aggregate, "");
+        }
+        match merged_plainly(aggregate) {
+            Some(function) => self.raw(function),
+            None => {
+                self.raw(aggregate.function);
+                self.raw(aggregate.combinators);
+                self.raw("Merge");
+                if !aggregate.parameters.is_empty() {
+                    self.bracketed("(", &aggregate.parameters, ")");
+                }
+            }
+        }
+        self.raw("(");
+        self.alias('a', number);
+        self.raw(")");
+    }
+
+    fn aggregate_call(&mut self, aggregate: &Aggregate, suffix: &'static str) {
+        self.raw(aggregate.function);
+        self.raw(aggregate.combinators);
+        self.raw(suffix);
+        if !aggregate.parameters.is_empty() {
+            self.bracketed("(", &aggregate.parameters, ")");
+        }
+        self.bracketed("(", &aggregate.arguments, ")");
+    }
+
+    fn in_series(&mut self, keys: &[Sql], from: TableName, filter: Option<&Sql>, limit: u64) {
+        self.bracketed("(", keys, ") IN (SELECT ");
+        self.list(keys);
+        self.raw(" FROM ");
+        self.table(from);
+        if let Some(filter) = filter {
+            self.raw(" WHERE ");
+            self.sql(filter);
+        }
+        self.raw(" GROUP BY ");
+        self.list(keys);
+        self.raw(" ORDER BY count() DESC, ");
+        self.list(keys);
+        self.raw(" LIMIT ");
+        self.number(limit);
+        self.raw(")");
+    }
+
+    fn infix(&mut self, operator: &'static str, operands: &[Sql]) {
+        self.raw("(");
+        for (at, operand) in operands.iter().enumerate() {
+            if at > 0 {
+                self.raw(" ");
+                self.raw(operator);
+                self.raw(" ");
+            }
+            self.sql(operand);
+        }
+        self.raw(")");
+    }
+
+    fn bracketed(&mut self, open: &'static str, parts: &[Sql], close: &'static str) {
+        self.raw(open);
+        self.list(parts);
+        self.raw(close);
+    }
+
+    /// A string literal. `?` is escaped too: clients put bound values where they see one.
+    fn literal(&mut self, text: &str) {
+        self.out.push('\'');
+        for letter in text.chars() {
+            match letter {
+                '\\' => self.out.push_str("\\\\"),
+                '\'' => self.out.push_str("\\'"),
+                '?' => self.out.push_str("\\x3F"),
+                '\0' => self.out.push_str("\\0"),
+                letter => self.out.push(letter),
+            }
+        }
+        self.out.push('\'');
+    }
+}
+
+/// The function that joins partial results of `aggregate` without an intermediate state.
+fn merged_plainly(aggregate: &Aggregate) -> Option<&'static str> {
+    match aggregate.function {
+        "sum" | "count" => Some("sum"),
+        "max" => Some("max"),
+        "min" => Some("min"),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn literals_cannot_end_early() {
+        let registry = Registry::default();
+        let mut writer = Writer::new(&registry, Layer::Rows);
+        writer.sql(&Sql::text("a'b\\'c?\0d"));
+        assert_eq!(writer.out, r"'a\'b\\\'c\x3F\0d'");
+    }
+}
