@@ -10,10 +10,13 @@
 //! `packet`, `flow`, `session`, `protocol` and `emit` are pure: bytes and times come in, records go out.
 
 pub mod capture;
+pub mod config;
 pub mod emit;
+pub mod facts;
 pub mod flow;
 pub mod metrics;
 pub mod packet;
 pub mod protocol;
+pub mod sender;
 pub mod session;
 pub mod spool;

@@ -1,0 +1,72 @@
+//! The sample file, the units and the refusals of configuration.
+
+use super::*;
+
+const SAMPLE: &str = include_str!("../../../deploy/agent.toml");
+
+#[test]
+fn the_sample_file_says_what_the_defaults_are() {
+    assert_eq!(Config::parse(SAMPLE).unwrap(), Config::default());
+}
+
+#[test]
+fn the_sample_file_names_every_key_with_a_comment_before_it() {
+    let sample: toml::Table = SAMPLE.parse().unwrap();
+    let defaults = toml::Table::try_from(Config::default()).unwrap();
+    let mut comment = false;
+    for line in SAMPLE.lines() {
+        assert!(!line.contains('=') || line.starts_with('#') || comment, "no comment before {line:?}");
+        comment = line.starts_with('#');
+    }
+    for (key, value) in &defaults {
+        match value.as_table() {
+            None => assert!(sample.contains_key(key), "{key} is not in the sample"),
+            Some(section) => {
+                for name in section.keys() {
+                    assert!(
+                        sample[key].as_table().unwrap().contains_key(name),
+                        "{key}.{name} is not in the sample"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sizes_read_with_units_and_print_shortest() {
+    let check = |text: &str, bytes: u64, printed: &str| {
+        let size: Size = text.parse().unwrap();
+        assert_eq!((size.0, size.to_string().as_str()), (bytes, printed));
+    };
+    check("64 MiB", 64 << 20, "64 MiB");
+    check("1GiB", 1 << 30, "1 GiB");
+    check("1536 KiB", 1536 << 10, "1536 KiB");
+    check("7", 7, "7 B");
+    for text in ["", "MiB", "-1 B", "1 MB", "99999999999 GiB"] {
+        assert!(text.parse::<Size>().is_err(), "{text:?}");
+    }
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_by_name() {
+    let check = |text: &str, part: &str| {
+        let error = format!("{:#}", Config::parse(text).unwrap_err());
+        assert!(error.contains(part), "{text}: {error}");
+    };
+    check("sever = []", "sever");
+    check("servers = [\"node\"]", "host:port");
+    check("servers = [\"http://node:1\"]", "host:port");
+    check("[spool]\nbytes_max = \"1 MiB\"", "spool.bytes_max");
+    check("[capture]\nsnaplen = \"20 B\"", "capture.snaplen");
+    check("[capture]\nsnaplen = \"1 lot\"", "size");
+    check("[guard]\nmemory_max = \"1 MiB\"", "guard.memory_max");
+    check("[log]\nformat = \"xml\"", "xml");
+}
+
+#[test]
+fn ports_of_servers_are_never_captured() {
+    let config = Config::parse("servers = [\"[::1]:7001\", \"node.example:7002\"]").unwrap();
+    let ports = config.excluded_ports();
+    assert!(ports.contains(&7001) && ports.contains(&7002) && ports.contains(&20416));
+}

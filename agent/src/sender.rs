@@ -1,0 +1,195 @@
+//! The way to the nodes: one connection with the control stream and the stream of batches.
+//!
+//! Sends what is durable in the spool in its order, within the credit that the node gives; after a broken connection, all that is not
+//! committed again. Tries the servers in their order, with jittered pauses. Bound: one batch is read at a time, and what the transport
+//! holds is bounded by the credit. On failure nothing is lost: the spool keeps it.
+//!
+//! Leaves out: what is sent (`spool`, `facts`), and when the process is over (`main`).
+
+mod link;
+#[cfg(test)]
+mod tests;
+mod window;
+
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use metaflow_wire::Hello;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{config::Remote, facts::Snapshot, metrics::Metrics, spool::Spool};
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `host:port`, the preferred first.
+    pub servers: Vec<String>,
+    pub heartbeat: Duration,
+    /// A node that says nothing for so long is given up.
+    pub silence_max: Duration,
+    pub connect_timeout: Duration,
+    /// A batch that is not `received` for so long is sent over another connection.
+    pub receive_timeout: Duration,
+    pub backoff_min: Duration,
+    pub backoff_max: Duration,
+}
+
+impl Config {
+    pub fn new(servers: Vec<String>) -> Self {
+        Self {
+            servers,
+            heartbeat: Duration::from_secs(1),
+            silence_max: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(2),
+            receive_timeout: Duration::from_secs(30),
+            backoff_min: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The spool as threads share it, with a bell for new durable batches.
+#[derive(Debug, Clone)]
+pub struct SharedSpool {
+    spool: Arc<Mutex<Spool>>,
+    durable: Arc<Notify>,
+}
+
+impl SharedSpool {
+    pub fn new(spool: Spool) -> Self {
+        Self { spool: Arc::new(Mutex::new(spool)), durable: Arc::new(Notify::new()) }
+    }
+
+    pub fn lock(&self) -> MutexGuard<'_, Spool> {
+        self.spool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes what waits durable, without a lock while the disk syncs, and wakes the sender.
+    pub fn flush(&self) -> std::io::Result<()> {
+        loop {
+            let Some(flush) = self.lock().begin_flush()? else { return Ok(()) };
+            let synced = flush.sync();
+            self.lock().end_flush(flush, synced)?;
+            self.durable.notify_one();
+        }
+    }
+}
+
+/// State of the connection, for status and tests.
+#[derive(Debug, Default)]
+pub struct State {
+    pub connected: AtomicBool,
+    pub connections: AtomicU64,
+    pub config_version: AtomicU64,
+}
+
+pub struct Sender {
+    config: Config,
+    hello: Hello,
+    spool: SharedSpool,
+    facts: watch::Receiver<Arc<Snapshot>>,
+    remote: watch::Sender<Remote>,
+    metrics: Arc<Metrics>,
+    state: Arc<State>,
+    facts_version: u64,
+}
+
+impl Sender {
+    pub fn new(
+        config: Config,
+        hello: Hello,
+        spool: SharedSpool,
+        facts: watch::Receiver<Arc<Snapshot>>,
+        remote: watch::Sender<Remote>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { config, hello, spool, facts, remote, metrics, state: Arc::default(), facts_version: 0 }
+    }
+
+    pub fn state(&self) -> Arc<State> {
+        Arc::clone(&self.state)
+    }
+
+    /// Keeps a connection until told to stop.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut servers = Servers::new(self.config.servers.clone());
+        let mut failures = 0;
+        while let Some(server) = servers.current() {
+            let welcomed = AtomicBool::new(false);
+            let ended = tokio::select! {
+                () = stop.cancelled() => return,
+                ended = self.connect_and_serve(&server, &mut servers, &welcomed) => ended,
+            };
+            self.state.connected.store(false, Ordering::Relaxed);
+            failures = if welcomed.into_inner() { 0 } else { failures + 1 };
+            match ended {
+                Ok(()) => tracing::info!(server, "node closed the connection"),
+                Err(error) => tracing::info!(server, error = format!("{error:#}"), "no connection to node"),
+            }
+            servers.fail();
+            let pause = backoff(failures, self.config.backoff_min, self.config.backoff_max, random());
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+        tracing::warn!("no servers are configured: rows stay in the spool");
+    }
+}
+
+/// The servers in order of preference, and which one is in use.
+#[derive(Debug)]
+struct Servers {
+    configured: Vec<String>,
+    list: Vec<String>,
+    at: usize,
+}
+
+/// Servers that a node may name.
+const SERVERS_MAX: usize = 16;
+
+impl Servers {
+    fn new(configured: Vec<String>) -> Self {
+        Self { list: configured.clone(), configured, at: 0 }
+    }
+
+    fn current(&self) -> Option<String> {
+        self.list.get(self.at).cloned()
+    }
+
+    /// Takes the list of a node: its order counts, the configured ones stay as the last resort.
+    fn welcome(&mut self, current: &str, named: &[String]) {
+        let mut list: Vec<String> = Vec::new();
+        for server in named.iter().take(SERVERS_MAX).chain(&self.configured) {
+            if !server.is_empty() && !list.contains(server) {
+                list.push(server.clone());
+            }
+        }
+        self.at = list.iter().position(|server| server == current).unwrap_or(0);
+        self.list = list;
+    }
+
+    /// The one in use failed: the next, and after the last the first again.
+    fn fail(&mut self) {
+        self.at = (self.at + 1) % self.list.len().max(1);
+    }
+}
+
+/// Pause before the next try: doubles from `min` to `max`, and is drawn from its upper half so that agents do not come all at once.
+fn backoff(failures: u32, min: Duration, max: Duration, random: u64) -> Duration {
+    let full = min.saturating_mul(1 << failures.min(16)).min(max);
+    let half = full / 2;
+    let spread = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX).max(1);
+    half + Duration::from_nanos(random % spread)
+}
+
+/// A number that differs between agents and calls; not for secrets.
+fn random() -> u64 {
+    RandomState::new().hash_one(0_u8)
+}

@@ -1,0 +1,279 @@
+//! One connection: Hello and Welcome, then heartbeats, facts and batches until it breaks.
+
+use std::{
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use metaflow_wire::{
+    Batch, Heartbeat, IngestAck, MESSAGE_BYTES_MAX, SyncRequest, SyncResponse, Welcome,
+    agent_service_client::AgentServiceClient, sync_request, sync_response,
+};
+use tokio::{
+    sync::mpsc,
+    time::{MissedTickBehavior, interval, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint},
+};
+
+use super::{Sender, Servers, window::Window};
+use crate::{config::Remote, facts::Snapshot};
+
+/// Control messages that wait for the transport.
+const CONTROL_QUEUE: usize = 8;
+/// Batches that wait for the transport.
+const BATCH_QUEUE: usize = 2;
+
+type Client = AgentServiceClient<Channel>;
+
+/// A welcomed connection.
+struct Link {
+    control: mpsc::Sender<SyncRequest>,
+    replies: Streaming<SyncResponse>,
+    batches: mpsc::Sender<Batch>,
+    acks: Streaming<IngestAck>,
+    window: Window,
+    heard: Instant,
+    facts_sent: Option<Arc<Snapshot>>,
+}
+
+impl Sender {
+    pub(super) async fn connect_and_serve(
+        &mut self,
+        server: &str,
+        servers: &mut Servers,
+        welcomed: &AtomicBool,
+    ) -> anyhow::Result<()> {
+        let limit = self.config.connect_timeout;
+        let channel = Endpoint::from_shared(format!("http://{server}"))
+            .with_context(|| format!("server {server} is not host:port"))?
+            .connect_timeout(limit)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(self.config.silence_max * 5)
+            .keep_alive_timeout(self.config.silence_max)
+            .connect()
+            .await
+            .with_context(|| format!("failed to connect to {server}"))?;
+        let mut client = Client::new(channel)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let (control, replies, welcome) = timeout(limit, self.greet(&mut client))
+            .await
+            .with_context(|| format!("no welcome from {server} within {limit:?}"))??;
+        servers.welcome(server, &welcome.servers);
+        self.spool.lock().set_agent_id(welcome.agent_id).context("failed to store the agent's id")?;
+        let (batches, queue) = mpsc::channel(BATCH_QUEUE);
+        let acks = timeout(limit, client.ingest(ReceiverStream::new(queue)))
+            .await
+            .with_context(|| format!("no stream for batches from {server} within {limit:?}"))?
+            .context("node refused the stream of batches")?
+            .into_inner();
+        tracing::info!(
+            server,
+            agent_id = welcome.agent_id,
+            vpc_id = welcome.vpc_id,
+            node_version = welcome.node_version,
+            "connected to node"
+        );
+        welcomed.store(true, Ordering::Relaxed);
+        self.state.connections.fetch_add(1, Ordering::Relaxed);
+        self.state.connected.store(true, Ordering::Relaxed);
+        let link = Link {
+            control,
+            replies,
+            batches,
+            acks,
+            window: Window::new(),
+            heard: Instant::now(),
+            facts_sent: None,
+        };
+        self.serve(link).await
+    }
+
+    async fn greet(
+        &self,
+        client: &mut Client,
+    ) -> anyhow::Result<(mpsc::Sender<SyncRequest>, Streaming<SyncResponse>, Welcome)> {
+        let (control, queue) = mpsc::channel(CONTROL_QUEUE);
+        let mut hello = self.hello.clone();
+        hello.config_version = self.state.config_version.load(Ordering::Relaxed);
+        control.send(SyncRequest { body: Some(sync_request::Body::Hello(hello)) }).await?;
+        let mut replies = client
+            .sync(ReceiverStream::new(queue))
+            .await
+            .context("node refused the control stream")?
+            .into_inner();
+        loop {
+            let reply = replies.message().await?.context("node closed the control stream")?;
+            match reply.body {
+                Some(sync_response::Body::Welcome(welcome)) if welcome.agent_id == 0 => {
+                    bail!("node gave no agent id")
+                }
+                Some(sync_response::Body::Welcome(welcome)) => return Ok((control, replies, welcome)),
+                // A node may send configuration first; it comes again with the next change of version.
+                _ => tracing::debug!("control message before the welcome"),
+            }
+        }
+    }
+
+    async fn serve(&mut self, mut link: Link) -> anyhow::Result<()> {
+        let mut heartbeat = interval(self.config.heartbeat);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // A look at the clock more often than heartbeats, so that silence is noticed in time.
+        let mut watchdog = interval((self.config.silence_max / 8).max(Duration::from_millis(10)));
+        watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let durable = Arc::clone(&self.spool.durable);
+        self.facts.mark_changed();
+        loop {
+            let mut bell = pin!(durable.notified());
+            // Heard from here on: a batch that becomes durable after `send_batches` looked is not missed.
+            bell.as_mut().enable();
+            self.send_batches(&mut link)?;
+            tokio::select! {
+                reply = link.replies.message() => match reply.context("control stream broke")? {
+                    Some(reply) => self.handle_reply(&mut link, reply)?,
+                    None => return Ok(()),
+                },
+                ack = link.acks.message() => match ack.context("stream of batches broke")? {
+                    Some(ack) => self.handle_ack(&mut link, ack),
+                    None => return Ok(()),
+                },
+                _ = heartbeat.tick() => self.send_heartbeat(&link)?,
+                _ = watchdog.tick() => self.check(&link)?,
+                changed = self.facts.changed() => {
+                    changed.context("facts ended")?;
+                    self.send_facts(&mut link)?;
+                },
+                () = bell => {}
+                // A place for a batch came free.
+                free = has_room(&link.batches), if link.batches.capacity() == 0 => free?,
+            }
+        }
+    }
+
+    fn check(&self, link: &Link) -> anyhow::Result<()> {
+        let now = Instant::now();
+        let silence = now.saturating_duration_since(link.heard);
+        if silence > self.config.silence_max {
+            bail!("node said nothing for {silence:?}");
+        }
+        if link.window.is_stuck(now, self.config.receive_timeout) {
+            bail!("node did not receive a batch within {:?}", self.config.receive_timeout);
+        }
+        Ok(())
+    }
+
+    /// Fills the window from the spool.
+    fn send_batches(&self, link: &mut Link) -> anyhow::Result<()> {
+        while link.batches.capacity() > 0 {
+            let mut spool = self.spool.lock();
+            let Some((seq, bytes)) = spool.next_after(link.window.cursor) else { return Ok(()) };
+            if !link.window.allows(bytes as u64) {
+                return Ok(());
+            }
+            let Some(batch) = spool.read(seq).context("failed to read the spool")? else { continue };
+            drop(spool);
+            link.batches.try_send(batch).context("stream of batches is closed")?;
+            link.window.send(seq, bytes as u64, Instant::now());
+        }
+        Ok(())
+    }
+
+    fn handle_ack(&self, link: &mut Link, ack: IngestAck) {
+        link.heard = Instant::now();
+        let IngestAck { received, committed, rejected, credit_bytes } = ack;
+        let mut spool = self.spool.lock();
+        for range in received {
+            link.window.receive(range.first, range.last);
+            spool.receive(range.first, range.last);
+        }
+        for range in committed {
+            link.window.receive(range.first, range.last);
+            spool.commit(range.first, range.last);
+        }
+        for rejection in rejected {
+            tracing::warn!(seq = rejection.seq, reason = rejection.reason, "node refused a batch");
+            link.window.receive(rejection.seq, rejection.seq);
+            spool.reject(rejection.seq, &rejection.reason);
+        }
+        link.window.set_credit(credit_bytes);
+    }
+
+    fn handle_reply(&mut self, link: &mut Link, reply: SyncResponse) -> anyhow::Result<()> {
+        link.heard = Instant::now();
+        match reply.body {
+            Some(sync_response::Body::Config(config)) => match Remote::parse(&config.toml) {
+                Ok(remote) => {
+                    tracing::info!(version = config.version, "configuration from node");
+                    self.state.config_version.store(config.version, Ordering::Relaxed);
+                    self.remote.send_replace(remote);
+                }
+                Err(error) => {
+                    tracing::error!(version = config.version, %error, "configuration from node is not valid");
+                }
+            },
+            Some(sync_response::Body::ResendFacts(_)) => {
+                link.facts_sent = None;
+                self.send_facts(link)?;
+            }
+            // A second welcome says nothing new on this connection.
+            Some(sync_response::Body::Heartbeat(_) | sync_response::Body::Welcome(_)) | None => {}
+        }
+        Ok(())
+    }
+
+    fn send_heartbeat(&self, link: &Link) -> anyhow::Result<()> {
+        let mut losses = self.metrics.losses();
+        let spool = self.spool.lock();
+        losses.merge(spool.losses());
+        let spool_bytes = spool.stats().disk_bytes;
+        drop(spool);
+        let heartbeat = Heartbeat {
+            config_version: self.state.config_version.load(Ordering::Relaxed),
+            losses: losses.to_wire(),
+            spool_bytes,
+            memory_bytes: self.metrics.memory_bytes.load(Ordering::Relaxed),
+            cpu_percent: self.metrics.cpu_percent.load(Ordering::Relaxed),
+        };
+        send_control(link, sync_request::Body::Heartbeat(heartbeat)).map(|_| ())
+    }
+
+    /// Sends what changed since the last facts of this connection, or all.
+    fn send_facts(&mut self, link: &mut Link) -> anyhow::Result<()> {
+        let current = Arc::clone(&self.facts.borrow_and_update());
+        let version = self.facts_version + 1;
+        let facts = match &link.facts_sent {
+            Some(sent) => current.delta(sent, version),
+            None => Some(current.full(version)),
+        };
+        // What finds no place now goes with the next facts, which compare with what was sent.
+        if let Some(facts) = facts
+            && send_control(link, sync_request::Body::Facts(facts))?
+        {
+            self.facts_version = version;
+            link.facts_sent = Some(current);
+        }
+        Ok(())
+    }
+}
+
+async fn has_room(batches: &mpsc::Sender<Batch>) -> anyhow::Result<()> {
+    batches.reserve().await.map(drop).context("stream of batches is closed")
+}
+
+/// Queues a control message; false when the queue is full, which the watchdog of silence ends if it lasts.
+fn send_control(link: &Link, body: sync_request::Body) -> anyhow::Result<bool> {
+    match link.control.try_send(SyncRequest { body: Some(body) }) {
+        Ok(()) => Ok(true),
+        Err(mpsc::error::TrySendError::Full(_)) => Ok(false),
+        Err(mpsc::error::TrySendError::Closed(_)) => bail!("control stream is closed"),
+    }
+}
