@@ -54,7 +54,7 @@ verb_bare() {
         shift
     done
     setup_packages debootstrap git ca-certificates
-    BARE_ROOT=$CACHE/bare
+    BARE_ROOT=$CACHE/bare-$BARE_SUITE
     say "bare $BARE_SUITE in $BARE_ROOT"
     # shellcheck disable=SC2064 # the folder of this run
     [ $keep = 1 ] || trap "as_root rm -rf --one-file-system '$BARE_ROOT'" EXIT
