@@ -163,6 +163,10 @@ start_agent() {
     cat >"$DEMO/agent.toml" <<END
 data_dir = "$DEMO/agent"
 servers = ["127.0.0.1:$GRPC_PORT"]
+
+[capture]
+# The HTTP API of this demo's node; its gRPC port is left out by itself.
+excluded_ports = [$HTTP_PORT]
 END
     if [ "$(id -u)" != 0 ]; then
         say "the agent needs root for packet sockets"
@@ -178,7 +182,7 @@ show_how_to_ask() {
     cat <<END
 
   ask it yourself, from another terminal:
-    $CARGO_TARGET_DIR/release/metaflow ctl --server 127.0.0.1:$GRPC_PORT query "$sql"
+    $CARGO_TARGET_DIR/release/metaflow ctl --url http://127.0.0.1:$HTTP_PORT query "$sql"
     curl -d db=flow_metrics --data-urlencode "sql=$sql" http://127.0.0.1:$HTTP_PORT/v1/query/
 
 END
@@ -205,7 +209,7 @@ show_once() {
     cat "$DEMO/table"
 }
 
-metaflow_ctl() { "$CARGO_TARGET_DIR/release/metaflow" ctl --server "127.0.0.1:$GRPC_PORT" "$@"; }
+metaflow_ctl() { "$CARGO_TARGET_DIR/release/metaflow" ctl --url "http://127.0.0.1:$HTTP_PORT" "$@"; }
 
 verb_demo() {
     local once=0 seconds=0
@@ -235,7 +239,8 @@ verb_demo() {
     if [ $once = 1 ]; then
         show_once
     elif [ "$seconds" != 0 ]; then
-        timeout --foreground --signal=INT "$seconds" "$CARGO_TARGET_DIR/release/metaflow" ctl --server "127.0.0.1:$GRPC_PORT" top || true
+        timeout --foreground --signal=INT "$seconds" \
+            "$CARGO_TARGET_DIR/release/metaflow" ctl --url "http://127.0.0.1:$HTTP_PORT" top || true
     else
         metaflow_ctl top
     fi
