@@ -1,3 +1,5 @@
+//! Tests of the spool: what survives a crash, a full disk and damaged files.
+
 use std::{collections::BTreeMap, path::Path};
 
 use bytes::Bytes;
