@@ -1,0 +1,173 @@
+//! An agent that keeps a ledger: it sends request rows whose number it knows and remembers what the node acknowledged.
+//!
+//! It speaks the wire contract like a real agent: numbers batches, resends what is not committed after a broken stream, marks it
+//! as resent. What it leaves out is capture: its rows are made up, so that the truth is known.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use metaflow_wire::{
+    Batch, Columns, Endpoints, Hello, IngestAck, L7FlowLog, PROTOCOL_VERSION, SyncRequest, Table,
+    agent_service_client::AgentServiceClient, columns::Rows, seal, seq, sync_request, sync_response,
+};
+use tokio::{sync::mpsc, time::timeout};
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Batches on their way at one time.
+const WINDOW: usize = 32;
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What the agent knows of its batches.
+#[derive(Debug)]
+pub struct LedgerAgent {
+    pub agent_id: u32,
+    machine_id: String,
+    generation: u32,
+    rows_a_batch: u32,
+    /// Seconds since 1970 that all rows carry.
+    second: u64,
+    next: u32,
+    last: u32,
+    /// Sent or to be sent, not committed. True once it was handed to a stream.
+    open: BTreeMap<u64, bool>,
+    pub received: BTreeSet<u64>,
+    pub committed: BTreeSet<u64>,
+    /// Streams that broke.
+    pub breaks: u32,
+}
+
+impl LedgerAgent {
+    /// An agent that will send `batches` batches.
+    pub fn new(machine_id: &str, generation: u32, batches: u32, rows_a_batch: u32, second: u64) -> Self {
+        Self {
+            agent_id: 0,
+            machine_id: machine_id.to_owned(),
+            generation,
+            rows_a_batch,
+            second,
+            next: 0,
+            last: batches,
+            open: BTreeMap::new(),
+            received: BTreeSet::new(),
+            committed: BTreeSet::new(),
+            breaks: 0,
+        }
+    }
+
+    pub fn is_done(&self) -> bool {
+        self.next == self.last && self.open.is_empty()
+    }
+
+    /// Sends until everything is committed, over as many streams as it takes; `server` is asked anew for each.
+    pub async fn run(&mut self, server: impl Fn() -> String, deadline: Duration) -> Result<()> {
+        let sending = async {
+            while !self.is_done() {
+                if self.session(&server()).await.is_err() {
+                    self.breaks += 1;
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+        };
+        timeout(deadline, sending).await.context("not everything was committed in time")
+    }
+
+    /// One connection, until it breaks or all is committed.
+    async fn session(&mut self, server: &str) -> Result<()> {
+        let mut client = timeout(ANSWER_TIMEOUT, AgentServiceClient::connect(server.to_owned())).await??;
+        let (hello_sender, hellos) = mpsc::channel(1);
+        let hello = Hello {
+            protocol_version: PROTOCOL_VERSION,
+            machine_id: self.machine_id.clone(),
+            hostname: self.machine_id.clone(),
+            ..Default::default()
+        };
+        hello_sender.send(SyncRequest { body: Some(sync_request::Body::Hello(hello)) }).await?;
+        let mut answers =
+            timeout(ANSWER_TIMEOUT, client.sync(ReceiverStream::new(hellos))).await??.into_inner();
+        let answer = timeout(ANSWER_TIMEOUT, answers.message()).await??.context("the Sync stream ended")?;
+        let Some(sync_response::Body::Welcome(welcome)) = answer.body else {
+            anyhow::bail!("the first answer is not a Welcome")
+        };
+        ensure!(self.agent_id == 0 || self.agent_id == welcome.agent_id, "the agent id changed");
+        self.agent_id = welcome.agent_id;
+
+        let (sender, batches) = mpsc::channel(WINDOW);
+        let mut acks =
+            timeout(ANSWER_TIMEOUT, client.ingest(ReceiverStream::new(batches))).await??.into_inner();
+        let resend: Vec<u64> = self.open.keys().copied().collect();
+        for seq in resend {
+            self.send(&sender, seq).await?;
+        }
+        while !self.is_done() {
+            while self.next < self.last && self.open.len() < WINDOW {
+                let seq = seq(self.generation, self.next);
+                self.next += 1;
+                self.open.insert(seq, false);
+                self.send(&sender, seq).await?;
+            }
+            let ack =
+                timeout(ANSWER_TIMEOUT * 4, acks.message()).await??.context("the Ingest stream ended")?;
+            self.note(&ack)?;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, sender: &mpsc::Sender<Batch>, seq: u64) -> Result<()> {
+        let mut batch = request_batch(self.agent_id, seq, self.rows_a_batch, self.second);
+        batch.resent = self.open.insert(seq, true).unwrap_or(false);
+        timeout(ANSWER_TIMEOUT * 4, sender.send(batch)).await??;
+        Ok(())
+    }
+
+    fn note(&mut self, ack: &IngestAck) -> Result<()> {
+        let each = |ranges: &[metaflow_wire::SeqRange]| {
+            ranges.iter().flat_map(|range| range.first..=range.last).collect::<Vec<_>>()
+        };
+        self.received.extend(each(&ack.received));
+        for seq in each(&ack.committed) {
+            self.open.remove(&seq);
+            self.committed.insert(seq);
+        }
+        ensure!(ack.rejected.is_empty(), "rejected: {:?}", ack.rejected);
+        Ok(())
+    }
+}
+
+/// A batch of requests from one client to one server.
+pub fn request_batch(agent_id: u32, seq: u64, rows: u32, second: u64) -> Batch {
+    let count = rows as usize;
+    let all = |value: u32| vec![value; count];
+    let start = second * 1_000_000;
+    let columns = Columns {
+        strings: ["", "1.1", "GET", "shop.example", "/cart", "/cart?id=7"].map(String::from).to_vec(),
+        addresses: vec![vec![10, 0, 0, 1], vec![10, 0, 0, 2]],
+        rows: Some(Rows::L7FlowLog(L7FlowLog {
+            endpoints: Some(Endpoints {
+                client_ip: all(0),
+                server_ip: all(1),
+                server_port: all(80),
+                ip_protocol: all(6),
+                observation_point: all(2),
+                ..Default::default()
+            }),
+            client_port: (0..rows).map(|row| 1024 + row % 60_000).collect(),
+            flow_id: (0..u64::from(rows)).collect(),
+            start_time: (0..u64::from(rows)).map(|row| start + row).collect(),
+            end_time: (0..u64::from(rows)).map(|row| start + row + 500).collect(),
+            response_duration: vec![500; count],
+            l7_protocol: all(20),
+            l7_type: all(2),
+            version: all(1),
+            request_type: all(2),
+            request_domain: all(3),
+            endpoint: all(4),
+            request_resource: all(5),
+            response_code: vec![200; count],
+            ..Default::default()
+        })),
+    };
+    seal(agent_id, seq, Table::L7FlowLog, rows, &columns)
+}
