@@ -2,9 +2,13 @@
 //!
 //! A [`Source`] is polled: it hands frames to a function and says whether more may come. Leaves out: what is in a frame (`packet`).
 
+mod block;
 mod file;
+mod filter;
+mod live;
 mod pcap;
 mod pcapng;
+mod ring;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +16,7 @@ use std::time::Duration;
 use crate::packet::Frame;
 
 pub use file::{FileSource, Replay, ReplayAt};
+pub use live::{LiveConfig, LiveSource};
 
 /// A source of frames.
 pub trait Source {
@@ -55,4 +60,8 @@ pub enum Error {
     Damaged { path: PathBuf, packet: u64, what: String },
     #[error("failed to read capture file {path} at packet {packet}")]
     Read { path: PathBuf, packet: u64, source: std::io::Error },
+    #[error("failed to capture on interface {interface} (needs CAP_NET_RAW)")]
+    Socket { interface: String, source: std::io::Error },
+    #[error("failed to wait for frames")]
+    Wait { source: std::io::Error },
 }
