@@ -4,12 +4,15 @@
 //! middle of a connection or hostile; it answers with the [`Message`]s that it found and keeps a bounded state. It knows no clock, no
 //! flow and no pairing: those are `session`'s.
 
+pub(crate) mod sql;
 pub(crate) mod stream;
 pub(crate) mod text;
 pub(crate) mod trace;
 
 mod dns;
 mod http1;
+mod mysql;
+mod redis;
 
 use metaflow_schema::enums::{L7Protocol, ResponseStatus};
 
@@ -17,7 +20,8 @@ use crate::session::{Config, Segment, Transport};
 use trace::Trace;
 
 /// Every protocol, the cheapest and most certain recognition first.
-pub(crate) static PROTOCOLS: &[&Protocol] = &[&http1::PROTOCOL, &dns::PROTOCOL];
+pub(crate) static PROTOCOLS: &[&Protocol] =
+    &[&http1::PROTOCOL, &redis::PROTOCOL, &mysql::PROTOCOL, &dns::PROTOCOL];
 
 /// What the session layer must know of a protocol.
 pub(crate) struct Protocol {

@@ -76,14 +76,14 @@ enum Body {
 
 impl Parser for Http1 {
     fn parse(&mut self, ctx: &Context<'_>, segment: &Segment<'_>, out: &mut Vec<Message>) -> Progress {
+        if segment.direction == Direction::ToClient && segment.payload.starts_with(b"HTTP/1.") {
+            self.end_cut_request(ctx, out);
+        }
         let Http1 { requests, responses, outstanding } = self;
         let side = match segment.direction {
             Direction::ToServer => &mut *requests,
             Direction::ToClient => &mut *responses,
         };
-        if side.opaque {
-            return Progress::Done;
-        }
         side.last_time = segment.timestamp;
         if side.stream.gap(segment) {
             side.body = Body::None;
@@ -101,7 +101,7 @@ impl Parser for Http1 {
             outstanding.clear();
             out.push(Message::Lost);
         }
-        if requests.opaque || responses.opaque { Progress::Done } else { Progress::Going }
+        if self.requests.opaque || self.responses.opaque { Progress::Done } else { Progress::Going }
     }
 
     fn finish(&mut self, ctx: &Context<'_>, out: &mut Vec<Message>) {
@@ -128,6 +128,22 @@ impl Parser for Http1 {
                 out.push(more(envelope, is_request, true));
                 *body = Body::None;
             }
+        }
+    }
+}
+
+impl Http1 {
+    /// A response to a request whose head goes on in bytes that nobody captured: the request is what was seen of it.
+    fn end_cut_request(&mut self, ctx: &Context<'_>, out: &mut Vec<Message>) {
+        let Http1 { requests, outstanding, .. } = self;
+        let Side { stream, body, told, stated, opaque, .. } = requests;
+        if !outstanding.is_empty() || *body != Body::None {
+            return;
+        }
+        if let Some(view) = stream.carry() {
+            State { body, told, stated, opaque, outstanding }.request(ctx, view, out);
+            requests.stream.abandon();
+            requests.body = Body::None;
         }
     }
 }

@@ -194,6 +194,11 @@ impl Stream {
         true
     }
 
+    /// Gives up the incomplete message that waits for more.
+    pub(crate) fn abandon(&mut self) {
+        self.lose();
+    }
+
     /// Starts over at the next segment. False when the way was lost already.
     fn lose(&mut self) -> bool {
         let carried = self.carry.len() as u64;

@@ -17,7 +17,7 @@ const DIGITS_MIN: usize = 4;
 pub(crate) fn text(bytes: &[u8], max: usize) -> String {
     let bytes = &bytes[..bytes.len().min(max)];
     match std::str::from_utf8(bytes) {
-        Ok(text) if !bytes.iter().any(|byte| *byte == 0) => text.to_owned(),
+        Ok(text) if !bytes.contains(&0) => text.to_owned(),
         Ok(text) => text.replace('\0', " "),
         // A cut in the middle of a character is not the sender's fault.
         Err(error) if bytes.len() == max && error.valid_up_to() + 4 > max => {
@@ -73,6 +73,13 @@ pub(crate) fn name_endpoint(name: &str) -> String {
         }
         push_segment(&mut out, label);
     }
+    out
+}
+
+/// A name with long numbers replaced.
+pub(crate) fn normalised(name: &str) -> String {
+    let mut out = String::with_capacity(name.len());
+    push_segment(&mut out, name);
     out
 }
 

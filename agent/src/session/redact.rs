@@ -3,7 +3,7 @@
 //! On unless the configuration switches it off. Leaves out what is never kept at all: Authorization, cookies, bodies.
 
 use super::Config;
-use crate::protocol::text::text;
+use crate::protocol::text::{text, truncate};
 
 /// Stands for what was removed.
 const GONE: &str = "?";
@@ -43,6 +43,29 @@ pub(crate) fn url(config: &Config, bytes: &[u8], max: usize) -> String {
     };
     cards(&mut url);
     url
+}
+
+/// An error text of a server without what it quotes from the request.
+pub(crate) fn quoted(config: &Config, bytes: &[u8], max: usize) -> String {
+    let message = text(bytes, max);
+    if !config.redact {
+        return message;
+    }
+    let mut out = String::with_capacity(message.len());
+    let mut inside = false;
+    for part in message.split_inclusive('\'') {
+        let closed = part.ends_with('\'');
+        if inside {
+            out.push_str(GONE);
+            out.push_str(if closed { "'" } else { "" });
+        } else {
+            out.push_str(part);
+        }
+        inside ^= closed;
+    }
+    cards(&mut out);
+    truncate(&mut out, max);
+    out
 }
 
 /// Replaces payment card numbers.
@@ -179,5 +202,15 @@ mod tests {
         check("/t?at=1701689136165", "/t?at=1701689136165");
         check("http://joe:pw@host/x", "http://?@host/x");
         check("/a?key=&code=7", "/a?key=&code=?");
+    }
+
+    #[test]
+    fn error_texts_lose_what_they_quote() {
+        let check = |input: &str, expected: &str| {
+            assert_eq!(quoted(&Config::default(), input.as_bytes(), 1024), expected);
+        };
+        check("Duplicate entry 'joe@x' for key 'users.mail'", "Duplicate entry '?' for key '?'");
+        check("near 'select", "near '?");
+        check("no quotes", "no quotes");
     }
 }

@@ -1,0 +1,275 @@
+//! SQL as it travels: literals removed, and a short name of what a statement does to which table.
+//!
+//! One pass over bytes, no grammar: statements are hostile, cut and of many dialects.
+
+use super::text::normalised;
+
+/// Statements are kept up to here; generated ones are rarely longer.
+pub(crate) const STATEMENT_MAX: usize = 4 * 1024;
+/// A statement's table is looked for within so many words.
+const WORDS_MAX: usize = 256;
+
+/// The statement with every literal replaced by `?` and without comments. Double quotes hold text, as in MySQL.
+pub(crate) fn redact(statement: &str) -> String {
+    let bytes = statement.as_bytes();
+    let mut out = String::with_capacity(statement.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let end = token_end(bytes, at);
+        match Token::of(bytes, at) {
+            Token::Text | Token::Number => out.push('?'),
+            Token::Comment => {
+                if !out.is_empty() && !out.ends_with(' ') {
+                    out.push(' ');
+                }
+                at = end + bytes[end..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+                continue;
+            }
+            Token::Word | Token::Quoted | Token::Blank | Token::Other => out.push_str(&statement[at..end]),
+        }
+        at = end;
+    }
+    out
+}
+
+/// `SELECT orders`: the verb and the first table. Empty when the statement names none.
+pub(crate) fn endpoint(statement: &str) -> String {
+    let bytes = statement.as_bytes();
+    let mut words = Words { bytes, at: 0, left: WORDS_MAX };
+    let Some(verb) = words.next() else { return String::new() };
+    let verb = verb.to_ascii_uppercase();
+    let table = match verb.as_str() {
+        "SELECT" | "DELETE" | "WITH" => words.after(&["FROM"]),
+        "INSERT" | "REPLACE" => words.after(&["INTO"]),
+        "UPDATE" => words.skipping(&["LOW_PRIORITY", "IGNORE", "ONLY"]),
+        "CREATE" | "ALTER" | "DROP" | "TRUNCATE" | "RENAME" | "LOCK" | "ANALYZE" | "OPTIMIZE" | "REPAIR" => {
+            words.after(&["TABLE", "TABLES", "VIEW"])
+        }
+        "LOAD" => words.after(&["TABLE"]),
+        "CALL" | "DESC" | "DESCRIBE" => words.skipping(&[]),
+        _ => None,
+    };
+    table.map_or_else(String::new, |table| format!("{verb} {}", normalised(&table)))
+}
+
+/// The database of `USE x`.
+pub(crate) fn used_database(statement: &str) -> Option<String> {
+    let mut words = Words { bytes: statement.as_bytes(), at: 0, left: WORDS_MAX };
+    words.next().filter(|verb| verb.eq_ignore_ascii_case("USE"))?;
+    words.skipping(&[])
+}
+
+/// Words that stand between a keyword and the name that it announces.
+const FILLERS: [&str; 6] = ["IF", "NOT", "EXISTS", "ONLY", "LATERAL", "TABLE"];
+
+/// Words and names of a statement; brackets end a search for a name, everything else is passed over.
+struct Words<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    left: usize,
+}
+
+impl Words<'_> {
+    fn next(&mut self) -> Option<String> {
+        self.step(true)
+    }
+
+    /// The next word or name; None at the end, and at an opening bracket unless those are passed over.
+    fn step(&mut self, through_brackets: bool) -> Option<String> {
+        while self.left > 0 && self.at < self.bytes.len() {
+            let start = self.at;
+            self.at = token_end(self.bytes, start);
+            match Token::of(self.bytes, start) {
+                Token::Word | Token::Quoted => {
+                    self.left -= 1;
+                    return Some(self.name(start));
+                }
+                Token::Other if self.bytes[start] == b'(' && !through_brackets => return None,
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// A name with its qualifiers: `` `a`.`b` `` is `a.b`.
+    fn name(&mut self, start: usize) -> String {
+        let mut name = unquoted(&self.bytes[start..self.at]);
+        while self.bytes.get(self.at) == Some(&b'.') {
+            let next = self.at + 1;
+            if next >= self.bytes.len() || !matches!(Token::of(self.bytes, next), Token::Word | Token::Quoted)
+            {
+                break;
+            }
+            self.at = token_end(self.bytes, next);
+            name.push('.');
+            name.push_str(&unquoted(&self.bytes[next..self.at]));
+        }
+        name
+    }
+
+    /// The name behind the first of these keywords; behind a bracket, behind the next one.
+    fn after(&mut self, keywords: &[&str]) -> Option<String> {
+        while let Some(word) = self.next() {
+            if keywords.iter().any(|keyword| word.eq_ignore_ascii_case(keyword))
+                && let Some(name) = self.skipping(&FILLERS)
+            {
+                return Some(name);
+            }
+        }
+        None
+    }
+
+    fn skipping(&mut self, fillers: &[&str]) -> Option<String> {
+        loop {
+            let word = self.step(false)?;
+            if !fillers.iter().any(|filler| word.eq_ignore_ascii_case(filler)) {
+                return Some(word);
+            }
+        }
+    }
+}
+
+fn unquoted(bytes: &[u8]) -> String {
+    let bytes = bytes.strip_prefix(b"`").unwrap_or(bytes);
+    String::from_utf8_lossy(bytes.strip_suffix(b"`").unwrap_or(bytes)).into_owned()
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Token {
+    Word,
+    /// In backticks.
+    Quoted,
+    Text,
+    Number,
+    Comment,
+    Blank,
+    Other,
+}
+
+impl Token {
+    /// What begins at a position that is not inside another token.
+    fn of(bytes: &[u8], at: usize) -> Token {
+        let next = bytes.get(at + 1);
+        match bytes[at] {
+            b'\'' | b'"' => Token::Text,
+            b'`' => Token::Quoted,
+            b'#' => Token::Comment,
+            b'-' if next == Some(&b'-') && bytes.get(at + 2).is_none_or(u8::is_ascii_whitespace) => {
+                Token::Comment
+            }
+            b'/' if next == Some(&b'*') => Token::Comment,
+            b'0'..=b'9' => Token::Number,
+            b'.' if next.is_some_and(u8::is_ascii_digit) && (at == 0 || !is_word(bytes[at - 1])) => {
+                Token::Number
+            }
+            byte if is_word(byte) => Token::Word,
+            byte if byte.is_ascii_whitespace() => Token::Blank,
+            _ => Token::Other,
+        }
+    }
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b'@') || byte >= 0x80
+}
+
+/// End of the token that begins at `at`; the end of the statement when it is cut.
+fn token_end(bytes: &[u8], at: usize) -> usize {
+    let run = |accept: fn(u8) -> bool| at + bytes[at..].iter().take_while(|byte| accept(**byte)).count();
+    let find = |from: usize, byte: u8| {
+        memchr::memchr(byte, &bytes[from..]).map_or(bytes.len(), |end| from + end + 1)
+    };
+    match Token::of(bytes, at) {
+        Token::Word => run(is_word),
+        Token::Blank => run(|byte| byte.is_ascii_whitespace()),
+        Token::Number => number_end(bytes, at),
+        Token::Quoted => find(at + 1, b'`'),
+        Token::Text => text_end(bytes, at),
+        Token::Comment if bytes[at] == b'/' => {
+            memchr::memmem::find(&bytes[at..], b"*/").map_or(bytes.len(), |end| at + end + 2)
+        }
+        Token::Comment => find(at, b'\n'),
+        Token::Other => at + 1,
+    }
+}
+
+/// Digits, hexadecimal, a fraction and an exponent with its sign.
+fn number_end(bytes: &[u8], at: usize) -> usize {
+    let mut end = at;
+    while let Some(byte) = bytes.get(end) {
+        let sign =
+            matches!(byte, b'+' | b'-') && matches!(bytes[end - 1], b'e' | b'E') && bytes[at + 1] != b'x';
+        if !(byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_') || (sign && end > at)) {
+            break;
+        }
+        end += 1;
+    }
+    end
+}
+
+/// A string with backslash escapes and doubled quotes.
+fn text_end(bytes: &[u8], at: usize) -> usize {
+    let quote = bytes[at];
+    let mut end = at + 1;
+    while let Some(byte) = bytes.get(end) {
+        match byte {
+            b'\\' => end += 2,
+            byte if *byte == quote && bytes.get(end + 1) == Some(&quote) => end += 2,
+            byte if *byte == quote => return end + 1,
+            _ => end += 1,
+        }
+    }
+    bytes.len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn literals_and_comments_go() {
+        #[track_caller]
+        fn check(statement: &str, expected: &str) {
+            assert_eq!(redact(statement), expected);
+        }
+        check("select * from t where id=1", "select * from t where id=?");
+        check("a = 'it''s' AND b = \"x\\\"y\" AND c=0xFF", "a = ? AND b = ? AND c=?");
+        check("VALUES (1.5e-3,-2,.5,NULL,x'ff')", "VALUES (?,-?,?,NULL,x?)");
+        check("select `a1`.b2, t3.c from d4.e5", "select `a1`.b2, t3.c from d4.e5");
+        check("select @@version limit 1", "select @@version limit ?");
+        check("/* secret */ select 1 -- secret\n, 2 # secret", "select ? , ? ");
+        check("select 'cut", "select ?");
+        check("select caf\u{e9} '\u{e9}'", "select caf\u{e9} ?");
+        check("1-1", "?-?");
+    }
+
+    #[test]
+    fn endpoints_name_verb_and_table() {
+        #[track_caller]
+        fn check(statement: &str, expected: &str) {
+            assert_eq!(endpoint(statement), expected);
+        }
+        check("SELECT * FROM `controller` WHERE ip <> ?", "SELECT controller");
+        check("select a from(select b from inner_t) x", "SELECT inner_t");
+        check("/* hint */ (select x from `db`.`t`)", "SELECT db.t");
+        check("insert ignore into t(a) values (1)", "INSERT t");
+        check("INSERT INTO `controller` (`cpu_num`) VALUES (?)", "INSERT controller");
+        check("update low_priority t set x=1", "UPDATE t");
+        check("delete from test_table  where id=1", "DELETE test_table");
+        check("drop table if exists test_table_2", "DROP test_table_2");
+        check("ALTER TABLE test_table ADD x int", "ALTER test_table");
+        check("create table if not exists logs_20240102 (a int)", "CREATE logs_*");
+        check("with x as (select 1 from a) select * from x", "WITH a");
+        check("call proc(1)", "CALL proc");
+        check("select @@version_comment limit 1", "");
+        check("create database x", "");
+        check("", "");
+        check("select from", "");
+    }
+
+    #[test]
+    fn the_database_of_use() {
+        assert_eq!(used_database("use `test`").as_deref(), Some("test"));
+        assert_eq!(used_database("select 1"), None);
+    }
+}
