@@ -13,8 +13,9 @@ use sqlparser::{
 
 use crate::{Error, ROWS_MAX, TEXT_BYTES_MAX};
 
-/// Depth of brackets and calls; the parser needs some kilobytes of stack for each.
-const DEPTH_MAX: usize = 40;
+/// Levels of brackets, calls and operators. The parser needs up to 90 KiB of stack for each in an unoptimised build, and a thread has
+/// 2 MiB; seven groups of conditions within one another fit.
+const DEPTH_MAX: usize = 16;
 /// Tokens that are not commas or literals: operators nest, and what nests is dropped by recursion. List entries are not counted.
 const WORDS_MAX: usize = 1_500;
 /// Entries of one list; the text's length bounds the rest.
