@@ -22,7 +22,7 @@ fn now_seconds() -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_minute_without_the_store_costs_no_row_and_no_memory() -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let mut node = Node::start_with(folder.path(), "memory_budget = \"64MiB\"").await?;
+    let mut node = Node::start_with(folder.path(), "[memory]\nbudget = \"64MiB\"").await?;
     let url = node.grpc_url();
     let mut agent = LedgerAgent::new("ledger", 9, 3_000, ROWS_A_BATCH, now_seconds());
     let sending = tokio::spawn(async move {

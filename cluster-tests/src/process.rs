@@ -51,7 +51,7 @@ impl Node {
         std::fs::create_dir_all(folder)?;
         let (http_port, grpc_port) = (free_port(), free_port());
         let text = format!(
-            "data_dir = \"{}\"\n[listen]\nhttp = \"127.0.0.1:{http_port}\"\ngrpc = \"127.0.0.1:{grpc_port}\"\n{configuration}\n",
+            "data_dir = \"{}\"\n[http]\nlisten = \"127.0.0.1:{http_port}\"\n[grpc]\nlisten = \"127.0.0.1:{grpc_port}\"\n{configuration}\n",
             folder.join("data").display()
         );
         std::fs::write(folder.join("node.toml"), text)?;
