@@ -14,7 +14,7 @@ SELECT sum((byte_tx + byte_rx)) AS c0 FROM flow_metrics.`network.1m` LIMIT 10000
 -- Metric sum_byte []
 -- Time time_120 [s]
 -- at most 10 rows
-SELECT (sum((byte_tx + byte_rx)) / nullIf(120, 0)) AS c0, (intDiv(toUnixTimestamp(time), 120) * 120) AS c1 FROM flow_log.`l4_flow_log` GROUP BY (intDiv(toUnixTimestamp(time), 120) * 120) HAVING (sum((byte_tx + byte_rx)) >= 0) LIMIT 10 OFFSET 20;
+SELECT (sum((byte_tx + byte_rx)) / 120) AS c0, (intDiv(toUnixTimestamp(time), 120) * 120) AS c1 FROM flow_log.`l4_flow_log` GROUP BY (intDiv(toUnixTimestamp(time), 120) * 120) HAVING (sum((byte_tx + byte_rx)) >= 0) LIMIT 10 OFFSET 20;
 
 --> SELECT auto_service_0, auto_service_1, Enum(l7_protocol), Sum(request), PerSecond(Sum(error)), Avg(error_ratio), Percentile(rrt, 0.95), Max(rrt) FROM application_map WHERE time >= 1699999000 GROUP BY auto_service_0, auto_service_1, Enum(l7_protocol) ORDER BY Sum(request) DESC, auto_service_1 LIMIT 20
 -- Tag auto_service_0 []
@@ -26,7 +26,7 @@ SELECT (sum((byte_tx + byte_rx)) / nullIf(120, 0)) AS c0, (intDiv(toUnixTimestam
 -- Metric Percentile(rrt, 0.95) [us]
 -- Metric Max(rrt) [us]
 -- at most 20 rows
-SELECT multiIf((k0 = 255), if((startsWith(toString(k2), '::ffff:') AND isIPv4String(substring(toString(k2), 8))), substring(toString(k2), 8), toString(k2)), (k0 = 254), 'internet', dictGet('flow_tag.names', 'name', (k0, toUInt64(k1)))) AS c0, multiIf((k3 = 255), if((startsWith(toString(k5), '::ffff:') AND isIPv4String(substring(toString(k5), 8))), substring(toString(k5), 8), toString(k5)), (k3 = 254), 'internet', dictGet('flow_tag.names', 'name', (k3, toUInt64(k4)))) AS c1, transform(k6, [0, 20, 21, 41, 60, 61, 80, 120], ['N/A', 'HTTP', 'HTTP2', 'gRPC', 'MySQL', 'PostgreSQL', 'Redis', 'DNS'], toString(k6)) AS c2, sum(a0) AS c3, (sum(a1) / nullIf(1001, 0)) AS c4, if(((sum(a1) / nullIf(sum(a2), 0)) > 1), 1, (sum(a1) / nullIf(sum(a2), 0))) AS c5, quantileTDigestWeightedOrNullIfMerge(0.95)(a3) AS c6, max(a4) AS c7 FROM (SELECT auto_service_type_0 AS k0, auto_service_id_0 AS k1, if((auto_service_type_0 = 255), ip_0, toIPv6('::')) AS k2, auto_service_type_1 AS k3, auto_service_id_1 AS k4, if((auto_service_type_1 = 255), ip_1, toIPv6('::')) AS k5, l7_protocol AS k6, sum(request) AS a0, sum((client_error + server_error)) AS a1, sum(response) AS a2, quantileTDigestWeightedOrNullIfState(0.95)((rrt_sum / rrt_count), rrt_count, (rrt_count > 0)) AS a3, maxOrNullIf(rrt_max, (rrt_count > 0)) AS a4 FROM flow_metrics.`application_map.1s` WHERE (time >= toDateTime(1699999000, 'UTC')) GROUP BY k0, k1, k2, k3, k4, k5, k6) GROUP BY c0, c1, k6 ORDER BY c3 DESC, c1 LIMIT 20;
+SELECT multiIf((k0 = 255), if((startsWith(toString(k2), '::ffff:') AND isIPv4String(substring(toString(k2), 8))), substring(toString(k2), 8), toString(k2)), (k0 = 254), 'internet', dictGet('flow_tag.names', 'name', (k0, toUInt64(k1)))) AS c0, multiIf((k3 = 255), if((startsWith(toString(k5), '::ffff:') AND isIPv4String(substring(toString(k5), 8))), substring(toString(k5), 8), toString(k5)), (k3 = 254), 'internet', dictGet('flow_tag.names', 'name', (k3, toUInt64(k4)))) AS c1, transform(k6, [0, 20, 21, 41, 60, 61, 80, 120], ['N/A', 'HTTP', 'HTTP2', 'gRPC', 'MySQL', 'PostgreSQL', 'Redis', 'DNS'], toString(k6)) AS c2, sum(a0) AS c3, (sum(a1) / 1001) AS c4, if(((sum(a1) / nullIf(sum(a2), 0)) > 1), 1, (sum(a1) / nullIf(sum(a2), 0))) AS c5, quantileTDigestWeightedOrNullIfMerge(0.95)(a3) AS c6, max(a4) AS c7 FROM (SELECT auto_service_type_0 AS k0, auto_service_id_0 AS k1, if((auto_service_type_0 = 255), ip_0, toIPv6('::')) AS k2, auto_service_type_1 AS k3, auto_service_id_1 AS k4, if((auto_service_type_1 = 255), ip_1, toIPv6('::')) AS k5, l7_protocol AS k6, sum(request) AS a0, sum((client_error + server_error)) AS a1, sum(response) AS a2, quantileTDigestWeightedOrNullIfState(0.95)((rrt_sum / rrt_count), rrt_count, (rrt_count > 0)) AS a3, maxOrNullIf(rrt_max, (rrt_count > 0)) AS a4 FROM flow_metrics.`application_map.1s` WHERE (time >= toDateTime(1699999000, 'UTC')) GROUP BY k0, k1, k2, k3, k4, k5, k6) GROUP BY c0, c1, k6 ORDER BY c3 DESC, c1 LIMIT 20;
 
 --> SELECT time(time, 60) AS t, host_1, Max(byte), Min(byte_tx), AAvg(packet), Stddev(rtt), Spread(byte), Rspread(rtt), Last(byte), Histogram(Sum(byte), 10) FROM network_map WHERE time > now() - 7200 GROUP BY t, host_1 ORDER BY t
 -- Time t [s]
@@ -70,7 +70,7 @@ SELECT count() AS c0, uniqIf(ip_0, (ip_0 != toIPv6('::'))) AS c1, uniqIf(pod_id_
 -- Tag process []
 -- Metric Sum(request) [requests]
 -- at most 10000 rows
-SELECT dictGet('flow_tag.names', 'name', (toUInt8(13), toUInt64(k0))) AS c0, sum(a0) AS c1 FROM (SELECT process_id AS k0, sum(request) AS a0 FROM flow_metrics.`application.1s` WHERE (process_id) IN (SELECT process_id FROM flow_metrics.`application.1s` GROUP BY process_id ORDER BY count() DESC, process_id LIMIT 5) GROUP BY k0) GROUP BY c0 LIMIT 10000;
+SELECT c0, c1 FROM (SELECT dictGet('flow_tag.names', 'name', (toUInt8(13), toUInt64(k0))) AS c0, sum(a0) AS c1 FROM (SELECT process_id AS k0, sum(request) AS a0 FROM flow_metrics.`application.1s` GROUP BY k0) GROUP BY c0) WHERE (c0) IN (SELECT c0 FROM (SELECT dictGet('flow_tag.names', 'name', (toUInt8(13), toUInt64(k0))) AS c0, sum(a0) AS c1 FROM (SELECT process_id AS k0, sum(request) AS a0 FROM flow_metrics.`application.1s` GROUP BY k0) GROUP BY c0) GROUP BY c0 ORDER BY max(c1) DESC, c0 LIMIT 5) LIMIT 10000;
 
 --> SELECT node_type(auto_service_1), is_internet_0, auto_service_type_1, Sum(byte) FROM network_map GROUP BY auto_service_1, auto_service_type_1, is_internet_0
 -- Tag node_type(auto_service_1) []
@@ -79,3 +79,33 @@ SELECT dictGet('flow_tag.names', 'name', (toUInt8(13), toUInt64(k0))) AS c0, sum
 -- Metric Sum(byte) [bytes]
 -- at most 10000 rows
 SELECT transform(k0, [255, 254, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 40, 41, 42, 43, 44, 45, 46], ['ip', 'internet', 'region', 'az', 'host', 'chost', 'vpc', 'subnet', 'pod_cluster', 'pod_node', 'pod_ns', 'pod_group', 'pod', 'pod_service', 'process', 'container', 'unit', 'agent', 'service', 'pod_ingress', 'lb', 'natgw', 'request_type', 'request_domain', 'endpoint', 'version', 'user_agent', 'response_exception', 'interface'], toString(k0)) AS c0, k1 AS c1, k0 AS c2, sum(a0) AS c3 FROM (SELECT auto_service_type_1 AS k0, (l3_epc_id_0 = -2) AS k1, auto_service_id_1 AS k2, if((auto_service_type_1 = 255), ip_1, toIPv6('::')) AS k3, sum((byte_tx + byte_rx)) AS a0 FROM flow_metrics.`network_map.1m` GROUP BY k0, k1, k2, k3) GROUP BY multiIf((k0 = 255), if((startsWith(toString(k3), '::ffff:') AND isIPv4String(substring(toString(k3), 8))), substring(toString(k3), 8), toString(k3)), (k0 = 254), 'internet', dictGet('flow_tag.names', 'name', (k0, toUInt64(k2)))), c2, c1 LIMIT 10000;
+
+--> SELECT time(time, 60, 1, 0) AS t, auto_service_1, Sum(request) AS r FROM application WHERE time >= 1699999600 AND time <= 1700000000 GROUP BY t, auto_service_1 ORDER BY t DESC LIMIT 100
+-- Time t [s]
+-- Tag auto_service_1 []
+-- Metric r [requests]
+-- at most 100 rows
+SELECT c0, c1, c2 FROM (SELECT k0 AS c0, multiIf((k1 = 255), if((startsWith(toString(k3), '::ffff:') AND isIPv4String(substring(toString(k3), 8))), substring(toString(k3), 8), toString(k3)), (k1 = 254), 'internet', dictGet('flow_tag.names', 'name', (k1, toUInt64(k2)))) AS c1, sum(a0) AS c2 FROM (SELECT (intDiv(toUnixTimestamp(time), 60) * 60) AS k0, auto_service_type AS k1, auto_service_id AS k2, if((auto_service_type = 255), ip, toIPv6('::')) AS k3, sum(request) AS a0 FROM flow_metrics.`application.1m` WHERE ((time >= toDateTime(1699999600, 'UTC')) AND (time < toDateTime(1700000001, 'UTC'))) GROUP BY k0, k1, k2, k3) GROUP BY c0, c1 ORDER BY c1, c0 WITH FILL FROM 1699999620 TO 1700000001 STEP 60) ORDER BY c0 DESC LIMIT 100;
+
+--> SELECT time(time, 60, 1, null) AS t, Sum(request) AS r, Avg(rrt), Max(request), Uniq(ip) FROM application.1s WHERE time >= 1699999600 AND time <= 1700000000 GROUP BY t
+-- Time t [s]
+-- Metric r [requests]
+-- Metric Avg(rrt) [us]
+-- Metric Max(request) [requests]
+-- Metric Uniq(ip) []
+-- at most 10000 rows
+SELECT c0, c1, c2, c3, c4 FROM (SELECT (intDiv(toUnixTimestamp(time), 60) * 60) AS c0, toNullable(sum(request)) AS c1, toNullable((sum(rrt_sum) / nullIf(sum(rrt_count), 0))) AS c2, toNullable(arrayReduce('maxOrNull', tupleElement(sumMappedArrays([toUnixTimestamp(time)], [request]), 2))) AS c3, toNullable(uniqIf(ip, (ip != toIPv6('::')))) AS c4 FROM flow_metrics.`application.1s` WHERE ((time >= toDateTime(1699999600, 'UTC')) AND (time < toDateTime(1700000001, 'UTC'))) GROUP BY (intDiv(toUnixTimestamp(time), 60) * 60) ORDER BY c0 WITH FILL FROM 1699999560 TO 1700000001 STEP 60) LIMIT 10000;
+
+--> SELECT time(time, 0.2) AS t, Enum(l7_protocol), PerSecond(Sum(request)) FROM l7_flow_log GROUP BY t, Enum(l7_protocol)
+-- Time t [s]
+-- Tag Enum(l7_protocol) []
+-- Metric PerSecond(Sum(request)) [requests/s]
+-- at most 10000 rows
+SELECT ((intDiv(toUnixTimestamp64Micro(toDateTime64(time, 6, 'UTC')), 200000) * 200000) / 1000000) AS c0, transform(l7_protocol, [0, 20, 21, 41, 60, 61, 80, 120], ['N/A', 'HTTP', 'HTTP2', 'gRPC', 'MySQL', 'PostgreSQL', 'Redis', 'DNS'], toString(l7_protocol)) AS c1, (sum((toUInt64(l7_type IN (0, 2)))) / 0.2) AS c2 FROM flow_log.`l7_flow_log` GROUP BY ((intDiv(toUnixTimestamp64Micro(toDateTime64(time, 6, 'UTC')), 200000) * 200000) / 1000000), l7_protocol LIMIT 10000;
+
+--> SELECT time(time, 60, 1, 0) AS t, auto_service_1, Sum(request) AS r FROM application WHERE time >= 1699999600 GROUP BY t, auto_service_1 ORDER BY t SLIMIT 5
+-- Time t [s]
+-- Tag auto_service_1 []
+-- Metric r [requests]
+-- at most 10000 rows
+SELECT c0, c1, c2 FROM (SELECT c0, c1, c2 FROM (SELECT k0 AS c0, multiIf((k1 = 255), if((startsWith(toString(k3), '::ffff:') AND isIPv4String(substring(toString(k3), 8))), substring(toString(k3), 8), toString(k3)), (k1 = 254), 'internet', dictGet('flow_tag.names', 'name', (k1, toUInt64(k2)))) AS c1, sum(a0) AS c2 FROM (SELECT (intDiv(toUnixTimestamp(time), 60) * 60) AS k0, auto_service_type AS k1, auto_service_id AS k2, if((auto_service_type = 255), ip, toIPv6('::')) AS k3, sum(request) AS a0 FROM flow_metrics.`application.1m` WHERE (time >= toDateTime(1699999600, 'UTC')) GROUP BY k0, k1, k2, k3) GROUP BY c0, c1) WHERE (c1) IN (SELECT c1 FROM (SELECT k0 AS c0, multiIf((k1 = 255), if((startsWith(toString(k3), '::ffff:') AND isIPv4String(substring(toString(k3), 8))), substring(toString(k3), 8), toString(k3)), (k1 = 254), 'internet', dictGet('flow_tag.names', 'name', (k1, toUInt64(k2)))) AS c1, sum(a0) AS c2 FROM (SELECT (intDiv(toUnixTimestamp(time), 60) * 60) AS k0, auto_service_type AS k1, auto_service_id AS k2, if((auto_service_type = 255), ip, toIPv6('::')) AS k3, sum(request) AS a0 FROM flow_metrics.`application.1m` WHERE (time >= toDateTime(1699999600, 'UTC')) GROUP BY k0, k1, k2, k3) GROUP BY c0, c1) GROUP BY c1 ORDER BY max(c2) DESC, c1 LIMIT 5) ORDER BY c1, c0 WITH FILL FROM 1699999620 TO 1700000001 STEP 60) ORDER BY c0 LIMIT 10000;

@@ -5,12 +5,12 @@
 
 --> SHOW TABLES
 -- name | database | datasources | description
--- l4_flow_log | flow_log | l4_flow_log | Flows: a row for each minute of a flow and for its end.
--- l7_flow_log | flow_log | l7_flow_log | Requests: a row for each request with its response.
--- network | flow_metrics | network.1s,network.1m | Network metrics of each service, by the second.
--- network_map | flow_metrics | network_map.1s,network_map.1m | Network metrics of each client and service, by the second.
--- application | flow_metrics | application.1s,application.1m | Request metrics of each service, by the second.
--- application_map | flow_metrics | application_map.1s,application_map.1m | Request metrics of each client and service, by the second.
+-- l4_flow_log | flow_log | l4_flow_log | Flows: a row for each minute of a flow and for its end
+-- l7_flow_log | flow_log | l7_flow_log | Requests: a row for each request with its response
+-- network | flow_metrics | network.1s,network.1m | Network metrics of each service
+-- network_map | flow_metrics | network_map.1s,network_map.1m | Network metrics of each client and service
+-- application | flow_metrics | application.1s,application.1m | Request metrics of each service
+-- application_map | flow_metrics | application_map.1s,application_map.1m | Request metrics of each client and service
 
 --> SHOW TAG pod VALUES FROM application
 -- Tag value []
@@ -34,7 +34,7 @@ SELECT min(k1) AS c0, toString(multiIf((k0 = 255), if((startsWith(toString(k2), 
 -- Tag value []
 -- Tag display_name []
 -- at most 10000 rows
-SELECT min(k0) AS c0, toString(dictGet('flow_tag.names', 'name', (toUInt8(4), toUInt64(k0)))) AS c1 FROM (SELECT DISTINCT chost_id AS k0 FROM flow_metrics.`network.1m` WHERE ((NOT ((subnet_id = 1)) AND NOT (subnet_id IN (SELECT id FROM flow_tag.dictionary WHERE ((kind = 6) AND (name = 'xx'))))) AND (chost_id != 0))) GROUP BY c1 ORDER BY c1 LIMIT 10000;
+SELECT min(k0) AS c0, toString(dictGet('flow_tag.names', 'name', (toUInt8(4), toUInt64(k0)))) AS c1 FROM (SELECT DISTINCT chost_id AS k0 FROM flow_metrics.`network.1m` WHERE ((NOT (subnet_id = 1) AND NOT (subnet_id IN (SELECT id FROM flow_tag.dictionary WHERE ((kind = 6) AND (name = 'xx'))))) AND (chost_id != 0))) GROUP BY c1 ORDER BY c1 LIMIT 10000;
 
 --> SHOW TAG tap_side VALUES FROM l7_flow_log
 -- value | display_name | description

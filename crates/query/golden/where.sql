@@ -1,7 +1,7 @@
 --> SELECT Count(row) FROM l7_flow_log WHERE pod = 'a' AND pod_0 != 'b' AND host_1 LIKE 'web*' AND NOT exist(pod_ns_0)
 -- Metric Count(row) []
 -- at most 10000 rows
-SELECT count() AS c0 FROM flow_log.`l7_flow_log` WHERE ((pod_id_0 IN (SELECT id FROM flow_tag.dictionary WHERE ((kind = 11) AND (name = 'a'))) OR pod_id_1 IN (SELECT id FROM flow_tag.dictionary WHERE ((kind = 11) AND (name = 'a')))) AND NOT (pod_id_0 IN (SELECT id FROM flow_tag.dictionary WHERE ((kind = 11) AND (name = 'b')))) AND (host_id_1 IN (SELECT id FROM flow_tag.dictionary WHERE ((kind = 3) AND like(name, 'web%'))) OR ((host_id_1 = 0) AND like('', 'web%'))) AND NOT ((pod_ns_id_0 != 0))) LIMIT 10000;
+SELECT count() AS c0 FROM flow_log.`l7_flow_log` WHERE ((pod_id_0 IN (SELECT id FROM flow_tag.dictionary WHERE ((kind = 11) AND (name = 'a'))) OR pod_id_1 IN (SELECT id FROM flow_tag.dictionary WHERE ((kind = 11) AND (name = 'a')))) AND NOT (pod_id_0 IN (SELECT id FROM flow_tag.dictionary WHERE ((kind = 11) AND (name = 'b')))) AND (host_id_1 IN (SELECT id FROM flow_tag.dictionary WHERE ((kind = 3) AND like(name, 'web%'))) OR ((host_id_1 = 0) AND like('', 'web%'))) AND NOT (pod_ns_id_0 != 0)) LIMIT 10000;
 
 --> SELECT Count(row) FROM l7_flow_log WHERE auto_service_1 IN ('10.0.0.1', 'nginx', '') OR auto_instance_0 REGEXP '^a.*b$'
 -- Metric Count(row) []
@@ -11,7 +11,7 @@ SELECT count() AS c0 FROM flow_log.`l7_flow_log` WHERE ((((auto_service_type_1, 
 --> SELECT Count(row) FROM l7_flow_log WHERE ip_0 = '10.0.0.0/8' AND ip_1 IN ('::1', '192.168.0.0/16', '127.0.0.1') AND ip != 'fd00::/8'
 -- Metric Count(row) []
 -- at most 10000 rows
-SELECT count() AS c0 FROM flow_log.`l7_flow_log` WHERE (((ip_0 >= toIPv6('::ffff:10.0.0.0')) AND (ip_0 <= toIPv6('::ffff:10.255.255.255'))) AND (((ip_1 >= toIPv6('::ffff:192.168.0.0')) AND (ip_1 <= toIPv6('::ffff:192.168.255.255'))) OR ip_1 IN (toIPv6('::1'), toIPv6('::ffff:127.0.0.1'))) AND NOT ((((ip_0 >= toIPv6('fd00::')) AND (ip_0 <= toIPv6('fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff'))) OR ((ip_1 >= toIPv6('fd00::')) AND (ip_1 <= toIPv6('fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff')))))) LIMIT 10000;
+SELECT count() AS c0 FROM flow_log.`l7_flow_log` WHERE (((ip_0 >= toIPv6('::ffff:10.0.0.0')) AND (ip_0 <= toIPv6('::ffff:10.255.255.255'))) AND (((ip_1 >= toIPv6('::ffff:192.168.0.0')) AND (ip_1 <= toIPv6('::ffff:192.168.255.255'))) OR ip_1 IN (toIPv6('::1'), toIPv6('::ffff:127.0.0.1'))) AND NOT (((ip_0 >= toIPv6('fd00::')) AND (ip_0 <= toIPv6('fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff'))) OR ((ip_1 >= toIPv6('fd00::')) AND (ip_1 <= toIPv6('fdff:ffff:ffff:ffff:ffff:ffff:ffff:ffff'))))) LIMIT 10000;
 
 --> SELECT Count(row) FROM l7_flow_log WHERE Enum(tap_side) = 'c' AND l7_protocol IN ('HTTP', 'gRPC') AND response_status >= 3 AND Enum(l7_protocol) LIKE 'H*'
 -- Metric Count(row) []
@@ -21,7 +21,7 @@ SELECT count() AS c0 FROM flow_log.`l7_flow_log` WHERE ((observation_point = 1) 
 --> SELECT Count(row) FROM l7_flow_log WHERE response_code BETWEEN 400 AND 499 AND request_resource LIKE '%a''b%' AND trace_id != '' AND rrt > 1000
 -- Metric Count(row) []
 -- at most 10000 rows
-SELECT count() AS c0 FROM flow_log.`l7_flow_log` WHERE (((response_code >= 400) AND (response_code <= 499)) AND like(request_resource, '%a\'b%') AND NOT ((trace_id = '')) AND (response_duration > 1000)) LIMIT 10000;
+SELECT count() AS c0 FROM flow_log.`l7_flow_log` WHERE (((response_code >= 400) AND (response_code <= 499)) AND like(request_resource, '%a\'b%') AND NOT (trace_id = '') AND (response_duration > 1000)) LIMIT 10000;
 
 --> SELECT Count(row) FROM application WHERE 1 = 1 AND (time >= 1699990000 AND time <= 1699990060.5) AND is_internet = 0
 -- Metric Count(row) []

@@ -6,6 +6,7 @@
 //! maximum or an intermediate state. Looking up a name for each group instead of each row is about 2.5 times cheaper.
 
 mod aggregate;
+mod bucket;
 mod render;
 mod value;
 
@@ -17,7 +18,7 @@ use metaflow_schema::{Table, catalogue::Family};
 
 use crate::{
     ColumnKind, Compiled, Error, ROWS_DEFAULT, Request, ResultColumn,
-    expr::{call, check, constant, refuse, start},
+    expr::{check, refuse, start},
     filter,
     range::{self, Range},
     sql::{Registry, Sql},
@@ -41,6 +42,7 @@ pub(crate) struct Compiler<'a> {
     table: &'static Table,
     range: Range,
     bucket_micros: Option<u64>,
+    fill_with: Option<bucket::Empty>,
     now: u32,
     registry: Registry,
     /// The statement groups rows; else it lists them.
@@ -59,9 +61,23 @@ pub(crate) struct Plan {
     /// What the result is grouped by; none where rows are listed.
     pub(crate) group: Option<Vec<Sql>>,
     pub(crate) having: Option<Sql>,
+    pub(crate) fill: Option<Fill>,
+    /// Groups that are alike but for the time are a series; so many series are kept.
+    pub(crate) series_limit: Option<u64>,
     pub(crate) order: Vec<Ordering>,
     pub(crate) limit: u64,
     pub(crate) offset: u64,
+}
+
+/// Buckets without rows are shown too.
+pub(crate) struct Fill {
+    /// The selected column that is the bucket.
+    pub(crate) output: usize,
+    pub(crate) step: Sql,
+    /// First bucket, and the end behind the last; none fills between the first and last that have rows.
+    pub(crate) range: Option<(i64, i64)>,
+    /// With null instead of 0.
+    pub(crate) null: bool,
 }
 
 pub(crate) struct Ordering {
@@ -79,7 +95,8 @@ pub(crate) fn compile(statement: &Select, request: &Request<'_>) -> Result<Compi
     let now = request.now_seconds;
     let source = range::source(&statement.table, request)?;
     let range = range::bounds(statement.filter.as_ref(), now)?;
-    let bucket_micros = bucket(statement, now)?;
+    let bucket = bucket::of(statement, now)?;
+    let bucket_micros = bucket.map(|bucket| bucket.micros);
     let table = source.table(range, bucket_micros, now);
     let grouped = !statement.group.is_empty()
         || statement.having.is_some()
@@ -90,6 +107,7 @@ pub(crate) fn compile(statement: &Select, request: &Request<'_>) -> Result<Compi
         table,
         range,
         bucket_micros,
+        fill_with: bucket.and_then(|bucket| bucket.fill),
         now,
         registry: Registry::default(),
         grouped,
@@ -124,43 +142,6 @@ fn name_of(item: &Item) -> String {
     item.alias.clone().unwrap_or_else(|| item.expr.to_string().replace('`', ""))
 }
 
-/// Microseconds of the `time(time, N)` that the statement has.
-fn bucket(statement: &Select, now: u32) -> Result<Option<u64>, Error> {
-    let mut found = None;
-    for expr in statement.items.iter().map(|item| &item.expr).chain(&statement.group) {
-        let Expr::Function(function) = expr else { continue };
-        let call = call(function)?;
-        if !call.name.eq_ignore_ascii_case("time") {
-            continue;
-        }
-        let micros = bucket_width(&call.arguments, now).ok_or_else(|| {
-            refuse(expr, "not a bucket of time").hint("write time(time, 60): a bucket of 60 s")
-        })?;
-        if found.is_some_and(|other| other != micros) {
-            return Err(refuse(expr, "a second width of time buckets").hint("a statement has one"));
-        }
-        found = Some(micros);
-    }
-    Ok(found)
-}
-
-fn bucket_width(arguments: &[&Expr], now: u32) -> Option<u64> {
-    // A year is longer than anything is kept; the bound keeps arithmetic exact.
-    const SECONDS_MAX: f64 = 366.0 * 86_400.0;
-    let [time, width, rest @ ..] = arguments else { return None };
-    if crate::expr::name(time)? != "time" || rest.len() > 2 {
-        return None;
-    }
-    // The third argument is a window, of which only 1 has a meaning; the fourth says what empty buckets hold, which is for whoever draws.
-    if let Some(window) = rest.first()
-        && constant(window, now).ok()??.number()? != 1.0
-    {
-        return None;
-    }
-    let seconds = constant(width, now).ok()??.number()?;
-    (0.000_001..=SECONDS_MAX).contains(&seconds).then(|| (seconds * 1e6).round() as u64)
-}
-
 impl Compiler<'_> {
     fn plan(&mut self, statement: &Select) -> Result<Plan, Error> {
         let scope = filter::Scope { family: self.family, items: self.items, now: self.now };
@@ -175,10 +156,10 @@ impl Compiler<'_> {
         for (expr, descending) in &statement.order {
             order.push(self.ordering(expr, *descending, group.as_deref())?);
         }
-        let filter = match statement.series_limit {
-            Some(limit) => self.series(filter, limit),
-            None => filter,
-        };
+        let fill = self.fill(statement)?;
+        if fill.is_some() || statement.series_limit.is_some() {
+            self.order_is_selected(statement)?;
+        }
         Ok(Plan {
             table: self.table,
             registry: std::mem::take(&mut self.registry),
@@ -186,6 +167,8 @@ impl Compiler<'_> {
             filter,
             group,
             having,
+            fill,
+            series_limit: statement.series_limit,
             order,
             limit: statement.limit.unwrap_or(ROWS_DEFAULT),
             offset: statement.offset,
@@ -230,17 +213,13 @@ impl Compiler<'_> {
         Ok(Ordering { sql: value.sql, output, looked_up: value.looked_up, descending })
     }
 
-    /// Keeps the rows of the series (groups, apart from time) that have the most rows.
-    fn series(&self, filter: Option<Sql>, limit: u64) -> Option<Sql> {
-        let bucket = self.bucket_key();
-        let keys: Vec<Sql> =
-            self.registry.keys.iter().filter(|key| Some(*key) != bucket.as_ref()).cloned().collect();
-        if keys.is_empty() || !self.grouped {
-            return filter;
+    /// Series are picked and buckets filled in a layer that has the selected columns only.
+    fn order_is_selected(&self, statement: &Select) -> Result<(), Error> {
+        match statement.order.iter().find(|(expr, _)| self.selected(expr).is_none()) {
+            None => Ok(()),
+            Some((expr, _)) => Err(refuse(expr, "ordered by what is not selected")
+                .hint("select it: with SLIMIT or filled buckets, only selected columns can order")),
         }
-        let chosen =
-            Sql::InSeries { keys, from: self.table.into(), filter: filter.clone().map(Box::new), limit };
-        Some(Sql::all(filter.into_iter().chain([chosen]).collect()))
     }
 
     fn unknown(&self, expr: &Expr, name: &str) -> Error {

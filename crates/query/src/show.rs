@@ -32,12 +32,7 @@ pub(crate) fn compile(show: &Show, request: &Request<'_>) -> Result<Compiled, Er
             let families = catalogue::families().iter().filter(|family| is_in(family, request.database));
             Ok(answer(show, &["name", "database", "datasources", "description"], families, |family| {
                 let tables: Vec<_> = family.tables.iter().map(|table| table.name).collect();
-                vec![
-                    text(family.name),
-                    text(family.database),
-                    text(&tables.join(",")),
-                    text(family.tables[0].doc),
-                ]
+                vec![text(family.name), text(family.database), text(&tables.join(",")), text(family.doc())]
             }))
         }
         What::Tags { table } => {
@@ -283,7 +278,7 @@ fn from_rows(
         inner.alias('k', at);
     }
     inner.raw(" FROM ");
-    inner.table(table.into());
+    inner.table(table);
     inner.raw(" WHERE ");
     inner.sql(&filter);
     let mut out = Writer::new(&registry, Layer::Outer);

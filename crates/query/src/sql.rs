@@ -34,29 +34,9 @@ pub(crate) enum Sql {
         pairs: bool,
         condition: Box<Sql>,
     },
-    /// Values that rows of the same table and filter have in these keys, at most so many.
-    InSeries {
-        keys: Vec<Sql>,
-        from: TableName,
-        filter: Option<Box<Sql>>,
-        limit: u64,
-    },
     Tuple(Vec<Sql>),
     Array(Vec<Sql>),
     Lambda(&'static [&'static str], Box<Sql>),
-}
-
-/// A table of the catalogue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct TableName {
-    database: &'static str,
-    name: &'static str,
-}
-
-impl From<&'static Table> for TableName {
-    fn from(table: &'static Table) -> Self {
-        Self { database: table.database, name: table.name }
-    }
 }
 
 /// An aggregate function over rows.
@@ -117,6 +97,14 @@ impl Sql {
 
     /// `self / other`, null where `other` is 0.
     pub(crate) fn divided_by(self, other: Self) -> Self {
+        let never_zero = match other {
+            Self::Integer(number) => number != 0,
+            Self::Float(number) => number != 0.0,
+            _ => false,
+        };
+        if never_zero {
+            return Self::Infix("/", vec![self, other]);
+        }
         Self::Infix("/", vec![self, Self::Call("nullIf", vec![other, Self::Integer(0)])])
     }
 
@@ -176,7 +164,6 @@ impl Sql {
                 list.iter().for_each(|part| part.walk(visit));
             }
             Self::InDictionary { subject, .. } => subject.walk(visit),
-            Self::InSeries { keys, .. } => keys.iter().for_each(|key| key.walk(visit)),
             Self::Column(_)
             | Self::Computed(_)
             | Self::Key(_)
@@ -214,7 +201,7 @@ impl<'a> Writer<'a> {
         write!(self.out, "{number}").expect("writing to a string does not fail");
     }
 
-    pub(crate) fn table(&mut self, table: TableName) {
+    pub(crate) fn table(&mut self, table: &'static Table) {
         self.raw(table.database);
         self.raw(".`");
         self.raw(table.name);
@@ -252,6 +239,10 @@ impl<'a> Writer<'a> {
                 self.bracketed("(", arguments, ")");
             }
             Sql::Infix(operator, operands) => self.infix(operator, operands),
+            Sql::Not(inner) if matches!(**inner, Sql::Infix(..)) => {
+                self.raw("NOT ");
+                self.sql(inner);
+            }
             Sql::Not(inner) => {
                 self.raw("NOT (");
                 self.sql(inner);
@@ -267,9 +258,6 @@ impl<'a> Writer<'a> {
                 self.raw(" FROM flow_tag.dictionary WHERE ");
                 self.sql(condition);
                 self.raw(")");
-            }
-            Sql::InSeries { keys, from, filter, limit } => {
-                self.in_series(keys, *from, filter.as_deref(), *limit)
             }
             Sql::Tuple(parts) => self.bracketed("(", parts, ")"),
             Sql::Array(parts) => self.bracketed("[", parts, "]"),
@@ -321,24 +309,6 @@ impl<'a> Writer<'a> {
             self.bracketed("(", &aggregate.parameters, ")");
         }
         self.bracketed("(", &aggregate.arguments, ")");
-    }
-
-    fn in_series(&mut self, keys: &[Sql], from: TableName, filter: Option<&Sql>, limit: u64) {
-        self.bracketed("(", keys, ") IN (SELECT ");
-        self.list(keys);
-        self.raw(" FROM ");
-        self.table(from);
-        if let Some(filter) = filter {
-            self.raw(" WHERE ");
-            self.sql(filter);
-        }
-        self.raw(" GROUP BY ");
-        self.list(keys);
-        self.raw(" ORDER BY count() DESC, ");
-        self.list(keys);
-        self.raw(" LIMIT ");
-        self.number(limit);
-        self.raw(")");
     }
 
     fn infix(&mut self, operator: &'static str, operands: &[Sql]) {

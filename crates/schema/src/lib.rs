@@ -8,6 +8,7 @@ pub mod catalogue;
 pub mod ddl;
 pub mod enums;
 pub mod metrics;
+pub mod reference;
 pub mod tables;
 pub mod tags;
 pub mod types;

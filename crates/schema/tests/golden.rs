@@ -1,4 +1,4 @@
-//! Golden files: the statements that make the store, one file each, numbered in the order in which they run.
+//! Golden files: the statements that make the store, one file each, numbered in the order in which they run; and the reference page.
 //!
 //! `UPDATE_GOLDEN=1 cargo nextest run -p metaflow-schema` accepts what changed.
 
@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use metaflow_schema::ddl;
+use metaflow_schema::{ddl, reference};
 
 #[test]
 fn ddl_is_as_the_golden_files_say() {
@@ -31,6 +31,19 @@ fn ddl_is_as_the_golden_files_say() {
         let line = golden[&name].lines().zip(statement.lines()).find(|(old, new)| old != new);
         assert!(golden[&name] == statement, "{name} changed at {line:?}; UPDATE_GOLDEN=1 accepts");
     }
+}
+
+#[test]
+fn reference_page_says_what_the_catalogue_says() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/reference.md");
+    let fresh = reference::page();
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, &fresh).unwrap();
+    }
+    let golden = fs::read_to_string(&path).unwrap();
+    let line = golden.lines().zip(fresh.lines()).find(|(old, new)| old != new);
+    assert!(golden == fresh, "docs/reference.md changed at {line:?}; UPDATE_GOLDEN=1 accepts");
 }
 
 fn files(folder: &Path) -> BTreeMap<String, String> {

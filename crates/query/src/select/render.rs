@@ -1,14 +1,41 @@
 //! The text of a planned statement.
 
-use super::Plan;
-use crate::sql::{Layer, Sql, Writer};
+use super::{Fill, Plan};
+use crate::{
+    ColumnKind,
+    sql::{Layer, Sql, Writer},
+};
 
 /// Writes the whole statement.
 pub(super) fn statement(plan: &Plan) -> String {
-    let named = plan.outputs.iter().any(|output| output.looked_up)
+    let mut out = layers(plan);
+    if let Some(limit) = plan.series_limit {
+        out = series_limited(plan, limit, out);
+    }
+    if let Some(fill) = &plan.fill {
+        out = filled(plan, fill, &out);
+    }
+    out.order(plan, true);
+    if !cut_first(plan) {
+        out.limit(plan.limit, plan.offset);
+    }
+    out.out
+}
+
+/// Whether rows are ordered and cut before they are named: where they are listed, unless they are ordered by a name.
+fn cut_first(plan: &Plan) -> bool {
+    plan.group.is_none() && is_named(plan) && plan.order.iter().all(|order| !order.looked_up)
+}
+
+fn is_named(plan: &Plan) -> bool {
+    plan.outputs.iter().any(|output| output.looked_up)
         || plan.order.iter().any(|order| order.looked_up)
-        || plan.group.iter().flatten().any(|part| !matches!(part, Sql::Key(_)));
-    match (&plan.group, named) {
+        || plan.group.iter().flatten().any(|part| !matches!(part, Sql::Key(_)))
+}
+
+/// All but the final order and limit.
+fn layers(plan: &Plan) -> Writer<'_> {
+    match (&plan.group, is_named(plan)) {
         (_, false) => flat(plan),
         (Some(group), true) => grouped(plan, group),
         (None, true) => listed(plan),
@@ -16,7 +43,7 @@ pub(super) fn statement(plan: &Plan) -> String {
 }
 
 /// One layer: nothing has to be named.
-fn flat(plan: &Plan) -> String {
+fn flat(plan: &Plan) -> Writer<'_> {
     let mut out = Writer::new(&plan.registry, Layer::Rows);
     out.outputs(plan);
     out.rows(plan);
@@ -25,13 +52,11 @@ fn flat(plan: &Plan) -> String {
         out.list(group);
     }
     out.having(plan);
-    out.order(plan, true);
-    out.limit(plan.limit, plan.offset);
-    out.out
+    out
 }
 
 /// Groups by ids inside; names and merges outside.
-fn grouped(plan: &Plan, group: &[Sql]) -> String {
+fn grouped<'a>(plan: &'a Plan, group: &[Sql]) -> Writer<'a> {
     let mut inner = Writer::new(&plan.registry, Layer::Rows);
     inner.raw("SELECT ");
     inner.keys();
@@ -56,40 +81,115 @@ fn grouped(plan: &Plan, group: &[Sql]) -> String {
         }
     }
     out.having(plan);
-    out.order(plan, true);
-    out.limit(plan.limit, plan.offset);
-    out.out
+    out
 }
 
 /// Picks rows inside; names them outside.
-fn listed(plan: &Plan) -> String {
-    // Rows are ordered and cut before they are named, unless they are ordered by a name.
-    let cut_first = plan.order.iter().all(|order| !order.looked_up);
+fn listed(plan: &Plan) -> Writer<'_> {
     let mut inner = Writer::new(&plan.registry, Layer::Rows);
     inner.raw("SELECT ");
     inner.keys();
     inner.rows(plan);
-    if cut_first {
+    if cut_first(plan) {
         inner.order(plan, false);
         inner.limit(plan.limit, plan.offset);
     }
     let mut out = Writer::new(&plan.registry, Layer::Outer);
     out.outputs(plan);
     out.from(&inner);
-    out.order(plan, true);
-    if !cut_first {
-        out.limit(plan.limit, plan.offset);
+    out
+}
+
+/// Keeps the series whose first metric reaches highest.
+fn series_limited<'a>(plan: &'a Plan, limit: u64, groups: Writer<'a>) -> Writer<'a> {
+    let tags = series_tags(plan);
+    if tags.is_empty() || plan.group.is_none() {
+        return groups;
     }
-    out.out
+    let mut out = Writer::new(&plan.registry, groups.layer);
+    let names = |out: &mut Writer<'a>| {
+        for (at, tag) in tags.iter().enumerate() {
+            out.raw(if at > 0 { ", " } else { "" });
+            out.alias('c', *tag);
+        }
+    };
+    out.raw("SELECT ");
+    out.output_aliases(plan);
+    out.from(&groups);
+    out.raw(" WHERE (");
+    names(&mut out);
+    out.raw(") IN (SELECT ");
+    names(&mut out);
+    out.from(&groups);
+    out.raw(" GROUP BY ");
+    names(&mut out);
+    out.raw(" ORDER BY ");
+    if let Some(metric) = plan.outputs.iter().position(|output| output.kind == ColumnKind::Metric) {
+        out.raw("max(");
+        out.alias('c', metric);
+        out.raw(") DESC, ");
+    }
+    names(&mut out);
+    out.raw(" LIMIT ");
+    out.number(limit);
+    out.raw(")");
+    out
+}
+
+/// The selected columns that tell one series from another.
+fn series_tags(plan: &Plan) -> Vec<usize> {
+    let is_key = |at: &usize| {
+        let output = &plan.outputs[*at];
+        output.kind == ColumnKind::Tag && !output.sql.has_aggregate()
+    };
+    (0..plan.outputs.len()).filter(is_key).collect()
+}
+
+/// Adds the buckets of time that no row fell into, to each series.
+fn filled<'a>(plan: &'a Plan, fill: &Fill, series: &Writer<'a>) -> Writer<'a> {
+    let mut out = Writer::new(&plan.registry, series.layer);
+    out.raw("SELECT ");
+    out.output_aliases(plan);
+    out.raw(" FROM (");
+    out.out.push_str(&series.out);
+    out.raw(" ORDER BY ");
+    // The engine fills within what is ordered by before the time: within a series.
+    for tag in series_tags(plan) {
+        out.alias('c', tag);
+        out.raw(", ");
+    }
+    out.alias('c', fill.output);
+    out.raw(" WITH FILL");
+    if let Some((from, to)) = fill.range {
+        out.raw(" FROM ");
+        out.number(from);
+        out.raw(" TO ");
+        out.number(to);
+    }
+    out.raw(" STEP ");
+    out.sql(&fill.step);
+    out.raw(")");
+    out
 }
 
 impl Writer<'_> {
     fn outputs(&mut self, plan: &Plan) {
         self.raw("SELECT ");
+        let nulls = plan.fill.as_ref().is_some_and(|fill| fill.null);
         for (at, output) in plan.outputs.iter().enumerate() {
             self.raw(if at > 0 { ", " } else { "" });
+            let nullable = nulls && output.kind == ColumnKind::Metric;
+            self.raw(if nullable { "toNullable(" } else { "" });
             self.sql(&output.sql);
+            self.raw(if nullable { ")" } else { "" });
             self.raw(" AS ");
+            self.alias('c', at);
+        }
+    }
+
+    fn output_aliases(&mut self, plan: &Plan) {
+        for at in 0..plan.outputs.len() {
+            self.raw(if at > 0 { ", " } else { "" });
             self.alias('c', at);
         }
     }
@@ -119,7 +219,7 @@ impl Writer<'_> {
 
     fn rows(&mut self, plan: &Plan) {
         self.raw(" FROM ");
-        self.table(plan.table.into());
+        self.table(plan.table);
         if let Some(filter) = &plan.filter {
             self.raw(" WHERE ");
             self.sql(filter);

@@ -37,7 +37,7 @@ impl Compiler<'_> {
     }
 
     /// The selected column of that alias, or written in the same way.
-    fn selected(&self, expr: &Expr) -> Option<Output> {
+    pub(super) fn selected(&self, expr: &Expr) -> Option<Output> {
         let by_name = name(expr).and_then(|text| self.names.iter().position(|name| *name == text));
         let same = || self.items.iter().position(|item| item.expr == *expr);
         by_name.or_else(same).and_then(|at| self.outputs.get(at)).cloned()
