@@ -99,7 +99,7 @@ block! {
             /// agent that saw it
             agent_id: U32 Dictionary(Kind::Agent);
             /// batch that brought the row
-            batch_seq: U64 Ledger;
+            batch_seq: U64 Ledger, "DoubleDelta, LZ4";
             /// where on the path it was seen
             observation_point: U8 Enum(ObservationPoint::VALUES);
             /// IANA protocol number
@@ -168,7 +168,7 @@ block! {
             /// agent that saw it
             agent_id: U32 Dictionary(Kind::Agent);
             /// batch that brought the row
-            batch_seq: U64 Ledger;
+            batch_seq: U64 Ledger, "DoubleDelta, LZ4";
             /// where on the path it was seen
             observation_point: U8 Enum(ObservationPoint::VALUES);
             /// IANA protocol number
