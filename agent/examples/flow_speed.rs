@@ -23,9 +23,11 @@ const MEASURE_NS: u64 = 1_000_000_000;
 /// Requests on each connection.
 const REQUESTS: u32 = 10;
 
-const REQUEST: &[u8] = b"GET /api/v1/products/4711?page=2 HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: curl/8.5.0\r\n\
+const REQUEST: &[u8] =
+    b"GET /api/v1/products/4711?page=2 HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: curl/8.5.0\r\n\
 Accept: application/json\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n\r\n";
-const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 27\r\nDate: Mon, 01 Jan 2024 \
+const RESPONSE: &[u8] =
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 27\r\nDate: Mon, 01 Jan 2024 \
 00:00:00 GMT\r\n\r\n{\"id\":4711,\"name\":\"teapot\"}";
 
 const FIN: u8 = 0x01;
@@ -41,13 +43,17 @@ struct Owned {
 }
 
 fn main() -> anyhow::Result<()> {
-    println!("{:<48} {:>9} {:>8} {:>8} {:>8}   ns a packet", "load", "packets", "decode", "+flow", "+session");
+    println!(
+        "{:<48} {:>9} {:>8} {:>8} {:>8}   ns a packet",
+        "load", "packets", "decode", "+flow", "+session"
+    );
     for connections in [100, 10_000] {
         report(&format!("http, {connections} connections"), &http_load(connections))?;
     }
     for path in std::env::args().skip(1) {
         let path = Path::new(&path);
-        let name = path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into());
+        let name =
+            path.file_name().map_or_else(|| path.display().to_string(), |name| name.to_string_lossy().into());
         report(&name, &load(path)?)?;
     }
     Ok(())
@@ -89,7 +95,14 @@ fn measure(frames: &[Owned], round_us: u64, each: &mut dyn FnMut(&Frame<'_>)) ->
             let timestamp = timestamp + number * round_us;
             // Another interface means other flows, so that each round does all of the work.
             let interface_index = number as u32;
-            each(&Frame { timestamp, interface_index, link: *link, vlan: 0, data, wire_length: *wire_length });
+            each(&Frame {
+                timestamp,
+                interface_index,
+                link: *link,
+                vlan: 0,
+                data,
+                wire_length: *wire_length,
+            });
         }
     };
     // Reading the clock takes microseconds.
@@ -112,7 +125,10 @@ fn measure(frames: &[Owned], round_us: u64, each: &mut dyn FnMut(&Frame<'_>)) ->
 /// CPU time of this thread.
 fn cpu_ns() -> anyhow::Result<u64> {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").context("failed to read CPU time")?;
-    text.split(' ').next().and_then(|first| first.parse().ok()).context("no CPU time in /proc/thread-self/schedstat")
+    text.split(' ')
+        .next()
+        .and_then(|first| first.parse().ok())
+        .context("no CPU time in /proc/thread-self/schedstat")
 }
 
 fn load(path: &Path) -> anyhow::Result<Vec<Owned>> {

@@ -213,9 +213,8 @@ impl FlowTable {
                 self.config.sessions && flow.talk_udp(packet, from_low, &mut self.shared)
             }
         };
-        if flow.has_heard_enough() {
+        if flow.deaf && flow.talk.is_some() {
             flow.end_talk(&mut self.shared, &mut self.counters);
-            flow.deaf = true;
         }
         if !self.shared.sessions.is_empty() {
             flow.record(&mut self.shared, output);

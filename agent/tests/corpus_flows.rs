@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use metaflow_agent::capture::{FileSource, Progress, Replay, Source};
 use metaflow_agent::flow::{Activity, Config, Delay, FlowReport, FlowTable, Output};
-use metaflow_agent::packet::{Skip, Skips, decode};
+use metaflow_agent::packet::{Frame, Skip, Skips, decode};
 use metaflow_schema::enums::CloseType;
 
 fn corpus() -> PathBuf {
@@ -20,52 +20,42 @@ fn corpus() -> PathBuf {
     path
 }
 
-/// A file's packets through a table, with what was known after each.
+/// What came of a file's packets.
 struct Run {
     output: Output,
     skips: Skips,
-    /// Sum of all activity up to and including each packet.
-    after: Vec<Activity>,
+    frames: u64,
+}
+
+/// Takes the first packets of a file through a table.
+fn run_first(path: &Path, count: usize) -> Run {
+    let mut source = FileSource::open(path, Replay::default()).unwrap();
+    let mut table = FlowTable::new(Config::default());
+    let (mut output, mut skips, mut left) = (Output::default(), Skips::default(), count);
+    let mut each = |frame: &Frame<'_>| {
+        if left == 0 {
+            return;
+        }
+        left -= 1;
+        match decode(frame) {
+            Ok(packet) => table.packet(&packet, &mut output),
+            Err(skip) => skips.count(skip),
+        }
+    };
+    while source.poll(Duration::ZERO, &mut each).unwrap() != Progress::End {}
+    table.finish(&mut output);
+    assert_eq!(total(&output.seconds), total(&output.logs), "{}", path.display());
+    Run { output, skips, frames: source.statistics().frames }
 }
 
 fn run(path: &Path) -> Run {
-    let mut source = FileSource::open(path, Replay::default()).unwrap();
-    let mut table = FlowTable::new(Config::default());
-    let mut run = Run { output: Output::default(), skips: Skips::default(), after: Vec::new() };
-    let mut packets = Vec::new();
-    while source
-        .poll(Duration::ZERO, &mut |frame| {
-            packets.push((frame.timestamp, frame.link, frame.data.to_vec(), frame.wire_length))
-        })
-        .unwrap()
-        != Progress::End
-    {}
-    let feed = |count: usize, table: &mut FlowTable, output: &mut Output, skips: &mut Skips| {
-        for (timestamp, link, data, wire_length) in &packets[..count] {
-            let frame = metaflow_agent::packet::Frame {
-                timestamp: *timestamp,
-                interface_index: 1,
-                link: *link,
-                vlan: 0,
-                data,
-                wire_length: *wire_length,
-            };
-            match decode(&frame) {
-                Ok(packet) => table.packet(&packet, output),
-                Err(skip) => skips.count(skip),
-            }
-        }
-        table.finish(output);
-    };
-    for count in 1..=packets.len() {
-        let mut output = Output::default();
-        let mut skips = Skips::default();
-        feed(count, &mut FlowTable::new(Config::default()), &mut output, &mut skips);
-        run.after.push(total(&output.logs));
-    }
-    feed(packets.len(), &mut table, &mut run.output, &mut run.skips);
-    assert_eq!(total(&run.output.seconds), total(&run.output.logs), "{}", path.display());
-    run
+    run_first(path, usize::MAX)
+}
+
+/// All that was counted by each packet of a file.
+fn after_each(path: &Path) -> Vec<Activity> {
+    let frames = run(path).frames as usize;
+    (1..=frames).map(|count| total(&run_first(path, count).output.logs)).collect()
 }
 
 fn total(reports: &[FlowReport]) -> Activity {
@@ -116,10 +106,10 @@ fn delay(fields: &HashMap<String, String>, name: &str) -> Delay {
 }
 
 fn check_tcp(path: &Path, text: &str) {
-    let run = run(path);
+    let after = after_each(path);
     let blocks: Vec<&str> = text.split("th perf data from").skip(1).collect();
-    assert_eq!(blocks.len(), run.after.len(), "{}", path.display());
-    for (at, (block, seen)) in blocks.iter().zip(&run.after).enumerate() {
+    assert_eq!(blocks.len(), after.len(), "{}", path.display());
+    for (at, (block, seen)) in blocks.iter().zip(&after).enumerate() {
         let fields = fields(block);
         let number = |name: &str| fields[name].parse::<u32>().unwrap();
         let expected = (
@@ -149,10 +139,10 @@ fn check_tcp(path: &Path, text: &str) {
 }
 
 fn check_udp(path: &Path, text: &str) {
-    let run = run(path);
+    let after = after_each(path);
     let lines: Vec<&str> = text.lines().filter(|line| line.starts_with("UdpPerf")).collect();
-    assert_eq!(lines.len(), run.after.len(), "{}", path.display());
-    for (line, seen) in lines.iter().zip(&run.after) {
+    assert_eq!(lines.len(), after.len(), "{}", path.display());
+    for (line, seen) in lines.iter().zip(&after) {
         let fields = fields(&line.trim_start_matches("UdpPerf {").replace(", ", ",\n").replace(" }", ""));
         let expected = Delay {
             sum: microseconds(&fields["art_sum"]),
@@ -232,6 +222,27 @@ fn connections_are_measured_as_their_packets_say() {
 }
 
 #[test]
+fn requests_equal_what_another_implementation_counts() {
+    // Requests, responses, client errors, server errors; response times: count, sum, maximum.
+    fn check(name: &str, counts: [u32; 4], delay: Delay) {
+        let run = run(&corpus().join("packets").join(name));
+        let Activity { l7_request, l7_response, l7_client_error, l7_server_error, l7_rrt, .. } =
+            total(&run.output.logs);
+        assert_eq!([l7_request, l7_response, l7_client_error, l7_server_error], counts, "{name}");
+        assert_eq!(l7_rrt, delay, "{name}");
+        let sessions =
+            run.output.sessions.iter().filter(|(_, session)| session.response_duration.is_some()).count();
+        assert_eq!(sessions, delay.count as usize, "{name}");
+    }
+    let delay = |count, sum, max| Delay { sum, count, max };
+    check("dns/dns.pcap", [2, 2, 1, 0], delay(2, 181_558, 176_754));
+    check("http/httpv1.pcap", [1, 1, 0, 0], delay(1, 84_051, 84_051));
+    check("mysql/171-mysql.pcap", [390, 390, 0, 0], delay(390, 127_090, 5_355));
+    check("redis/redis.pcap", [10, 10, 0, 0], delay(10, 592, 96));
+    check("redis/redis-debug.pcap", [1, 1, 0, 0], delay(1, 1_209, 1_209));
+}
+
+#[test]
 fn every_packet_of_every_file_is_in_a_report_or_counted() {
     let mut files = 0;
     for folder in std::fs::read_dir(corpus().join("packets")).unwrap() {
@@ -240,19 +251,10 @@ fn every_packet_of_every_file_is_in_a_report_or_counted() {
             if path.extension().is_none_or(|extension| extension != "pcap") {
                 continue;
             }
-            let mut source = FileSource::open(&path, Replay::default()).unwrap();
-            let mut table = FlowTable::new(Config::default());
-            let (mut output, mut skips) = (Output::default(), Skips::default());
-            let mut each = |frame: &metaflow_agent::packet::Frame<'_>| match decode(frame) {
-                Ok(packet) => table.packet(&packet, &mut output),
-                Err(skip) => skips.count(skip),
-            };
-            while source.poll(Duration::ZERO, &mut each).unwrap() != Progress::End {}
-            table.finish(&mut output);
-            let (seconds, logs) = (total(&output.seconds), total(&output.logs));
-            assert_eq!(seconds, logs, "{}", path.display());
-            let packets = logs.tx.packets + logs.rx.packets + skips.total();
-            assert_eq!(packets, source.statistics().frames, "{}", path.display());
+            let run = run(&path);
+            let activity = total(&run.output.logs);
+            let packets = activity.tx.packets + activity.rx.packets + run.skips.total();
+            assert_eq!(packets, run.frames, "{}", path.display());
             files += 1;
         }
     }

@@ -49,8 +49,10 @@ pub(super) struct Flow {
     minute_is_first: bool,
     /// From the first payload until nothing more is to be learnt.
     pub(super) talk: Option<Box<Talk>>,
-    /// Nothing was or is to be learnt from the payload.
+    /// Nothing more is to be learnt from the payload.
     pub(super) deaf: bool,
+    /// Payload came early and waits.
+    pub(super) streams_wait: bool,
     pub(super) l7_protocol: L7Protocol,
 }
 
@@ -132,6 +134,7 @@ impl Flow {
             minute_is_first: true,
             talk: None,
             deaf: false,
+            streams_wait: false,
             l7_protocol: L7Protocol::Unknown,
         }
     }

@@ -60,6 +60,12 @@ impl Stream {
         Self { started: true, next: seq, waiting: Vec::new() }
     }
 
+    /// Something waits for bytes before it.
+    #[inline]
+    pub(super) fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// Takes in a part and hands over what is in order by then.
     #[inline]
     pub(super) fn push(&mut self, part: Part<'_>, room: &mut Room, each: &mut dyn FnMut(Part<'_>)) {

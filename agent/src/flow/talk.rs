@@ -45,7 +45,8 @@ impl Flow {
         from_low: bool,
         shared: &mut Shared,
     ) -> bool {
-        if self.deaf || tcp.flags & RST != 0 || (packet.payload_length == 0 && self.talk.is_none()) {
+        // A packet without payload matters only to what waits; the conversation's memory is not touched otherwise.
+        if self.deaf || tcp.flags & RST != 0 || (packet.payload_length == 0 && !self.streams_wait) {
             return false;
         }
         let began = self.begin_talk(Transport::Tcp, shared);
@@ -74,6 +75,7 @@ impl Flow {
             let direction = towards(direction, *turned);
             mine.push(part, room, &mut |part| conversation.segment(&segment(part, direction), sessions));
         }
+        self.streams_wait = mine.is_waiting() || other.is_waiting();
         self.after_talk();
         began
     }
@@ -126,11 +128,6 @@ impl Flow {
         }
     }
 
-    /// The conversation cannot make use of more.
-    pub(super) fn has_heard_enough(&self) -> bool {
-        self.talk.as_ref().is_some_and(|talk| talk.conversation.is_over())
-    }
-
     fn begin_talk(&mut self, transport: Transport, shared: &Shared) -> bool {
         if self.talk.is_some() {
             return false;
@@ -151,6 +148,7 @@ impl Flow {
     fn after_talk(&mut self) {
         let Some(talk) = &self.talk else { return };
         self.l7_protocol = talk.conversation.protocol();
+        self.deaf = talk.conversation.is_over();
         if !self.certain && talk.conversation.reversed() != talk.turned {
             self.reverse();
         }

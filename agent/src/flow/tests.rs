@@ -327,6 +327,13 @@ fn exchange(at: u64, seq: u32, ack: u32) -> [Packet<'static>; 2] {
 }
 
 #[test]
+fn a_table_can_move_to_a_thread_of_its_own() {
+    fn check<T: Send>() {}
+    check::<FlowTable>();
+    check::<crate::capture::LiveSource>();
+}
+
+#[test]
 fn requests_come_out_with_their_flow() {
     let (get, ok) = (GET.len() as u32, OK.len() as u32);
     let mut packets = handshake();
