@@ -6,6 +6,9 @@
 #[path = "corpus_protocols/replay.rs"]
 mod replay;
 
+#[path = "corpus_protocols/properties.rs"]
+mod properties;
+
 use metaflow_agent::session::{Config, Session};
 use metaflow_schema::enums::{L7Protocol, L7Type, ResponseStatus};
 use replay::{debug_field, expected_lines, replay};

@@ -76,7 +76,7 @@ enum Body {
 
 impl Parser for Http1 {
     fn parse(&mut self, ctx: &Context<'_>, segment: &Segment<'_>, out: &mut Vec<Message>) -> Progress {
-        if segment.direction == Direction::ToClient && segment.payload.starts_with(b"HTTP/1.") {
+        if segment.direction == Direction::ToClient && self.responses.body == Body::None {
             self.end_cut_request(ctx, out);
         }
         let Http1 { requests, responses, outstanding } = self;

@@ -38,15 +38,15 @@ struct MySql {
     /// Frames of the compressed protocol around the packets; unknown until the login or the first command tells.
     compressed: Option<bool>,
     opaque: bool,
+    /// Captured bytes of the server at the end of what was handed out of the current reply.
+    told: u64,
 }
 
 #[derive(Default)]
 struct Side {
     stream: Stream,
-    /// Captured bytes at the end of what was handed out, while the rest of a packet is being skipped.
+    /// Captured bytes at the end of what was handed out, while the rest of a command is being skipped.
     tail: Option<u64>,
-    /// When the newest bytes came.
-    time: u64,
 }
 
 impl Parser for MySql {
@@ -54,8 +54,9 @@ impl Parser for MySql {
         if self.opaque {
             return Progress::Done;
         }
-        let MySql { requests, responses, commands, reply, compressed, opaque } = self;
-        let mut work = Work { ctx, commands, reply, compressed, opaque, out };
+        let MySql { requests, responses, commands, reply, compressed, opaque, told } = self;
+        let received = responses.stream.progress().1;
+        let mut work = Work { ctx, commands, reply, compressed, opaque, told, received, out };
         let lost = match segment.direction {
             Direction::ToServer => {
                 let Side { stream, tail, .. } = requests;
@@ -67,13 +68,11 @@ impl Parser for MySql {
                 stream.feed(segment, VIEW_MAX, |view| work.request(tail, view))
             }
             Direction::ToClient => {
-                let Side { stream, tail, time } = responses;
+                let Side { stream, .. } = responses;
                 if stream.gap(segment) {
-                    *tail = None;
                     work.reply.reset();
                     work.out.push(Message::Lost);
                 }
-                *time = segment.timestamp;
                 stream.feed(segment, VIEW_MAX, |view| work.response(view))
             }
         };
@@ -84,7 +83,12 @@ impl Parser for MySql {
         if self.opaque { Progress::Done } else { Progress::Going }
     }
 
-    fn finish(&mut self, _ctx: &Context<'_>, _out: &mut Vec<Message>) {}
+    fn finish(&mut self, _ctx: &Context<'_>, out: &mut Vec<Message>) {
+        if self.reply.is_open() {
+            let received = self.responses.stream.progress().1;
+            out.push(rest_of_reply(self.reply.last_time(), received.saturating_sub(self.told)));
+        }
+    }
 }
 
 /// What a step of either direction works on.
@@ -94,6 +98,9 @@ struct Work<'a> {
     reply: &'a mut Reply,
     compressed: &'a mut Option<bool>,
     opaque: &'a mut bool,
+    told: &'a mut u64,
+    /// Captured bytes of the server so far, while the client speaks.
+    received: u64,
     out: &'a mut Vec<Message>,
 }
 
@@ -163,7 +170,11 @@ impl Work<'_> {
             return Step::Take(size);
         }
         let have = size.min(view.bytes.len() as u64);
-        let answer = self.reply.packet(self.ctx.config, &frame, envelope(view, size, have), compressed);
+        // What was skipped of the packet before is told with this one.
+        let begin = if self.reply.is_open() { *self.told } else { view.captured };
+        *self.told = view.captured + have;
+        let envelope = envelope(view, size, self.told.saturating_sub(begin));
+        let answer = self.reply.packet(self.ctx.config, &frame, envelope, compressed);
         if let Some((number, parameters)) = answer.prepared {
             self.commands.prepared(number, parameters);
         }
@@ -176,11 +187,17 @@ impl Work<'_> {
     /// A new command ends a reply whose end could not be seen.
     fn end_reply(&mut self, now: u64) {
         if self.reply.is_open() && self.reply.is_unclear() {
-            let envelope = Envelope { end_time: self.reply.last_time().min(now), ..Envelope::default() };
-            self.out.push(Message::ResponseMore { envelope, complete: true, failure: None });
+            let captured = self.received.saturating_sub(*self.told);
+            self.out.push(rest_of_reply(self.reply.last_time().min(now), captured));
             self.reply.end();
         }
     }
+}
+
+/// The end of a reply that was not seen as such.
+fn rest_of_reply(end_time: u64, captured: u64) -> Message {
+    let envelope = Envelope { end_time, captured, ..Envelope::default() };
+    Message::ResponseMore { envelope, complete: true, failure: None }
 }
 
 fn envelope(view: View<'_>, length: u64, captured: u64) -> Envelope {

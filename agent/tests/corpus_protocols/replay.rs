@@ -26,8 +26,8 @@ type End = (u32, u16);
 pub(crate) struct Payload {
     pub(crate) timestamp: u64,
     pub(crate) transport: Transport,
-    source: End,
-    destination: End,
+    pub(crate) source: End,
+    pub(crate) destination: End,
     pub(crate) tcp_seq: u32,
     pub(crate) bytes: Vec<u8>,
 }

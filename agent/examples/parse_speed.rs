@@ -1,0 +1,103 @@
+//! Nanoseconds a request (request, response and pairing) of each protocol, one line each: `HTTP/1 312`.
+//!
+//! The conversations are made here, so that nothing but the parsers is timed; the best of several rounds counts, because a round that the
+//! machine disturbed says nothing.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+use metaflow_agent::session::{Config, Conversation, Direction, Segment, Transport};
+
+const ROUNDS: usize = 30;
+const REQUESTS: u32 = 2_000;
+
+const HTTP_REQUEST: &[u8] =
+    b"GET /api/v1/users/42/orders?page=2&size=50 HTTP/1.1\r\nHost: shop.example.com\r\n\
+User-Agent: Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36\r\nAccept: application/json\r\n\
+Accept-Encoding: gzip, deflate\r\nX-Request-ID: 46364834-4fb8-9692-a5d6-ab638447a787\r\n\
+traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nConnection: keep-alive\r\n\r\n";
+const HTTP_RESPONSE: &[u8] =
+    b"HTTP/1.1 200 OK\r\nServer: nginx/1.24.0\r\nDate: Sun, 22 Nov 2026 14:00:00 GMT\r\n\
+Content-Type: application/json\r\nContent-Length: 32\r\nConnection: keep-alive\r\n\r\n\
+{\"orders\":[1,2,3,4,5,6,7,8,9,0]}";
+const REDIS_REQUEST: &[u8] = b"*2\r\n$3\r\nGET\r\n$18\r\nuser_conf_config_1\r\n";
+const REDIS_RESPONSE: &[u8] = b"$11\r\nhello world\r\n";
+const MYSQL_REQUEST: &[u8] = b"\x38\0\0\0\x03select id, name from users where id = 42 and kind = 'ab'";
+const MYSQL_RESPONSE: &[u8] =
+    b"\x01\0\0\x01\x01\x17\0\0\x02\x03def\0\0\0\x01?\0\x0c\x3f\0\0\0\0\0\xfd\x80\0\0\0\0\
+\x05\0\0\x03\xfe\0\0\x02\0\x02\0\0\x04\x01a\x05\0\0\x05\xfe\0\0\x02\0";
+const DNS_REQUEST: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\x03com\0\0\x01\0\x01";
+const DNS_RESPONSE: &[u8] = b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x03www\x07example\x03com\0\0\x01\0\x01\
+\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\x0a\0\0\x01";
+
+/// A protocol's usual exchange.
+struct Case {
+    name: &'static str,
+    transport: Transport,
+    port: u16,
+    request: &'static [u8],
+    response: &'static [u8],
+}
+
+const CASES: [Case; 4] = [
+    Case {
+        name: "HTTP/1",
+        transport: Transport::Tcp,
+        port: 80,
+        request: HTTP_REQUEST,
+        response: HTTP_RESPONSE,
+    },
+    Case {
+        name: "Redis",
+        transport: Transport::Tcp,
+        port: 6379,
+        request: REDIS_REQUEST,
+        response: REDIS_RESPONSE,
+    },
+    Case {
+        name: "MySQL",
+        transport: Transport::Tcp,
+        port: 3306,
+        request: MYSQL_REQUEST,
+        response: MYSQL_RESPONSE,
+    },
+    Case { name: "DNS", transport: Transport::Udp, port: 53, request: DNS_REQUEST, response: DNS_RESPONSE },
+];
+
+fn main() -> std::io::Result<()> {
+    let config = Arc::new(Config::default());
+    let mut out = std::io::stdout().lock();
+    for case in &CASES {
+        let best = (0..ROUNDS).map(|_| round(case, &config)).min().unwrap_or_default();
+        writeln!(out, "{} {best}", case.name)?;
+    }
+    Ok(())
+}
+
+/// Nanoseconds a request.
+fn round(case: &Case, config: &Arc<Config>) -> u128 {
+    let mut conversation = Conversation::new(case.transport, case.port, config);
+    // Sessions are taken away as they come, as the flow table does.
+    let mut sessions = Vec::with_capacity(4);
+    let mut paired = 0;
+    let segment = |time: u64, direction: Direction, payload: &'static [u8], tcp_seq: u32| Segment {
+        timestamp: time,
+        direction,
+        tcp_seq,
+        payload,
+        payload_length: payload.len() as u32,
+        gap: false,
+    };
+    let start = Instant::now();
+    for request in 0..REQUESTS {
+        let time = u64::from(request) * 10;
+        let (asked, answered) = (request * case.request.len() as u32, request * case.response.len() as u32);
+        conversation.segment(&segment(time, Direction::ToServer, case.request, asked), &mut sessions);
+        conversation.segment(&segment(time + 5, Direction::ToClient, case.response, answered), &mut sessions);
+        paired += sessions.drain(..).filter(|session| session.response_duration == Some(5)).count();
+    }
+    let elapsed = start.elapsed().as_nanos();
+    assert_eq!(paired, REQUESTS as usize, "{}", case.name);
+    elapsed / u128::from(REQUESTS)
+}
