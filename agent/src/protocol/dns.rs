@@ -47,7 +47,7 @@ impl Parser for Dns {
                 captured: segment.payload.len() as u64,
                 ..Envelope::default()
             };
-            out.extend(message(ctx, segment.payload, envelope));
+            out.push(message(ctx, segment.payload, envelope).unwrap_or(Message::Lost));
             return Progress::Going;
         }
         let stream = match segment.direction {

@@ -76,8 +76,12 @@ enum Body {
 
 impl Parser for Http1 {
     fn parse(&mut self, ctx: &Context<'_>, segment: &Segment<'_>, out: &mut Vec<Message>) -> Progress {
-        if segment.direction == Direction::ToClient && self.responses.body == Body::None {
-            self.end_cut_request(ctx, out);
+        if segment.direction == Direction::ToClient {
+            match self.responses.body {
+                Body::None => self.end_cut_request(ctx, out),
+                Body::UntilClose if segment.payload.starts_with(b"HTTP/1.") => self.end_unstated_body(out),
+                _ => {}
+            }
         }
         let Http1 { requests, responses, outstanding } = self;
         let side = match segment.direction {
@@ -107,27 +111,14 @@ impl Parser for Http1 {
     fn finish(&mut self, ctx: &Context<'_>, out: &mut Vec<Message>) {
         let Http1 { requests, responses, outstanding } = self;
         for (side, is_request) in [(requests, true), (responses, false)] {
-            let Side { stream, body, told, stated, opaque, last_time } = side;
+            let Side { stream, body, told, stated, opaque, .. } = side;
             let mut state = State { body, told, stated, opaque, outstanding };
             match stream.carry() {
                 Some(view) if *state.body == Body::None && is_request => state.request(ctx, view, out),
                 Some(view) if *state.body == Body::None => state.response(ctx, view, out),
                 _ => Step::More,
             };
-            if *body != Body::None {
-                let (offset, captured) = stream.progress();
-                let mut envelope = Envelope {
-                    end_time: *last_time,
-                    length: offset.saturating_sub(told.0),
-                    captured: captured.saturating_sub(told.1),
-                    ..Envelope::default()
-                };
-                if *stated {
-                    envelope.length = 0;
-                }
-                out.push(more(envelope, is_request, true));
-                *body = Body::None;
-            }
+            side.end_body(is_request, out);
         }
     }
 }
@@ -145,6 +136,32 @@ impl Http1 {
             requests.stream.abandon();
             requests.body = Body::None;
         }
+    }
+
+    /// A response that did not state its length and was no last one either: the next one begins, for which a request waits.
+    fn end_unstated_body(&mut self, out: &mut Vec<Message>) {
+        if !self.outstanding.is_empty() {
+            self.responses.end_body(false, out);
+            self.responses.stream.abandon();
+        }
+    }
+}
+
+impl Side {
+    /// The body ends here for want of anything better.
+    fn end_body(&mut self, is_request: bool, out: &mut Vec<Message>) {
+        if self.body == Body::None {
+            return;
+        }
+        self.body = Body::None;
+        let (offset, captured) = self.stream.progress();
+        let envelope = Envelope {
+            end_time: self.last_time,
+            length: if self.stated { 0 } else { offset.saturating_sub(self.told.0) },
+            captured: captured.saturating_sub(self.told.1),
+            ..Envelope::default()
+        };
+        out.push(more(envelope, is_request, true));
     }
 }
 

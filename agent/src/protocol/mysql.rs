@@ -129,6 +129,8 @@ impl Work<'_> {
             Ok(found) => found,
             Err(step) => return step,
         };
+        let unsealed = if frame.sealed { packet::unseal(frame.body) } else { Vec::new() };
+        let frame = packet::first_packet(&unsealed).unwrap_or(frame);
         let Some(mut request) = self.commands.request(self.ctx, &frame) else {
             // The client's side of a login or file transfer, or the rest of a packet of more than 16 MiB.
             return if frame.sequence == 0 && frame.body_length > 0 { Step::Lost } else { Step::Take(size) };
@@ -170,6 +172,10 @@ impl Work<'_> {
             return Step::Take(size);
         }
         let have = size.min(view.bytes.len() as u64);
+        // Of a reply in compressed frames the first one tells all that can be told without inflating every row.
+        let sealed = frame.sealed && !self.reply.is_open();
+        let unsealed = if sealed { packet::unseal(frame.body) } else { Vec::new() };
+        let frame = packet::first_packet(&unsealed).unwrap_or(frame);
         // What was skipped of the packet before is told with this one.
         let begin = if self.reply.is_open() { *self.told } else { view.captured };
         *self.told = view.captured + have;

@@ -127,6 +127,13 @@ fn a_body_until_close_ends_with_the_flow_or_when_it_takes_too_long() {
 }
 
 #[test]
+fn a_server_that_forgets_the_length_is_understood() {
+    let mut talker = Talker::tcp(80);
+    talker.client(1, GET).server(2, "HTTP/1.1 200 OK\r\n\r\n").client(3, GET).server(4, OK);
+    talker.check(&["GET /a Session Normal 200 1", "GET /a Session Normal 200 1"]);
+}
+
+#[test]
 fn upgrade_and_connect_end_http() {
     #[track_caller]
     fn check(request: &str, response: &str, expected: &str) {

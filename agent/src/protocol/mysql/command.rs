@@ -91,7 +91,7 @@ impl Commands {
             return None;
         }
         if frame.sealed {
-            // A long statement in a compressed frame: a query for all that is known.
+            // What cannot be decompressed is most likely a query: only statements are worth compressing.
             self.awaited = Awaited::Result;
             return Some(self.plain("COM_QUERY"));
         }
@@ -320,6 +320,7 @@ fn name(code: u8) -> Option<&'static str> {
         0x1c => "COM_STMT_FETCH",
         0x1e => "COM_BINLOG_DUMP_GTID",
         0x1f => "COM_RESET_CONNECTION",
+        0xfa => "COM_STMT_BULK_EXECUTE",
         _ => return None,
     })
 }

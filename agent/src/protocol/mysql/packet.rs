@@ -1,11 +1,18 @@
 //! Packets and frames: length, sequence number, body; and the compressed protocol's frame around them.
 
+use miniz_oxide::inflate::core::inflate_flags::{
+    TINFL_FLAG_HAS_MORE_INPUT, TINFL_FLAG_PARSE_ZLIB_HEADER, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
+};
+use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
+
 use crate::protocol::Recognition;
 use crate::protocol::sql::STATEMENT_MAX;
 use crate::protocol::stream::{Step, View};
 
 const HEADER: usize = 4;
 const COMPRESSED_HEADER: usize = 7;
+/// Bytes of a compressed body that are read: a statement, an error text.
+const UNSEALED_MAX: usize = STATEMENT_MAX;
 
 /// A packet as far as it was seen.
 #[derive(Debug, Clone, Copy)]
@@ -15,8 +22,27 @@ pub(super) struct Frame<'a> {
     pub(super) body: &'a [u8],
     /// Bytes of the whole body.
     pub(super) body_length: usize,
-    /// The body is compressed: nothing is known of it.
+    /// The body is compressed: packets are inside of it ([`unseal`]).
     pub(super) sealed: bool,
+}
+
+/// The start of what a sealed frame's body holds; empty when it is not zlib's or damaged.
+pub(super) fn unseal(body: &[u8]) -> Vec<u8> {
+    let mut start = vec![0; UNSEALED_MAX];
+    let mut state = Box::<DecompressorOxide>::default();
+    let flags =
+        TINFL_FLAG_PARSE_ZLIB_HEADER | TINFL_FLAG_HAS_MORE_INPUT | TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF;
+    let (_, _, count) = decompress(&mut state, body, &mut start, 0, flags);
+    start.truncate(count);
+    start
+}
+
+/// The first packet in the start of a frame's content.
+pub(super) fn first_packet(content: &[u8]) -> Option<Frame<'_>> {
+    let body = content.get(HEADER..)?;
+    let length = length_at(content, 0);
+    let body = &body[..body.len().min(length)];
+    Some(Frame { sequence: content[3], body, body_length: length, sealed: false })
 }
 
 /// The packet at the start of a view and its size. A body's first part suffices when the rest cannot be had.
@@ -37,16 +63,11 @@ pub(super) fn frame<'a>(view: View<'a>, compressed: bool) -> Result<(u64, Frame<
     if !compressed {
         return Ok((size, frame));
     }
-    if length_at(bytes, 4) > 0 {
-        return Ok((size, Frame { body: &[], sealed: true, ..frame }));
-    }
     // Several packets share a frame when they are small; the first one tells what the frame is about.
-    let Some(body) = content.get(HEADER..) else {
-        return Ok((size, Frame { body: &[], sealed: true, ..frame }));
-    };
-    let inner = length_at(content, 0);
-    let body = &body[..body.len().min(inner)];
-    Ok((size, Frame { sequence: content[3], body, body_length: inner, sealed: false }))
+    match first_packet(content) {
+        Some(packet) if length_at(bytes, 4) == 0 => Ok((size, packet)),
+        _ => Ok((size, Frame { sealed: true, ..frame })),
+    }
 }
 
 /// Whether a client's first packet is in a compressed frame; None when too little was seen.

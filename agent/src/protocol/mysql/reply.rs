@@ -174,9 +174,10 @@ impl Reply {
         answer: &mut Answer,
     ) -> Meaning {
         let mut response = Response::new(envelope);
-        let Some((marker, rest)) = frame.body.split_first() else {
-            let complete = !frame.sealed && frame.body_length == 0;
-            return Meaning::Begin { response, complete };
+        let Some((marker, rest)) = frame.body.split_first().filter(|_| !frame.sealed) else {
+            // Compressed in a way that is not read here: whether it is an error cannot be told.
+            response.outcome.status = ResponseStatus::Unknown;
+            return Meaning::Begin { response, complete: !frame.sealed };
         };
         let short = frame.body_length < 9;
         match (self.awaited.front().copied().unwrap_or_default(), marker) {

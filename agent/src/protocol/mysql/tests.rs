@@ -181,10 +181,36 @@ fn compressed_conversations_pair_by_command() {
     check(
         &turns,
         &[
-            "COM_QUERY select a from t Session Normal 0 1",
+            "COM_QUERY select a from t Session Unknown 0 1",
             "COM_QUERY select a from t Session ClientError 1146 1",
         ],
     );
+}
+
+/// A frame of the compressed protocol, compressed.
+fn sealed(sequence: u8, inner: &[u8]) -> Vec<u8> {
+    let body = miniz_oxide::deflate::compress_to_vec_zlib(inner, 6);
+    let (size, whole) = ((body.len() as u32).to_le_bytes(), (inner.len() as u32).to_le_bytes());
+    [&size[..3], &[sequence], &whole[..3], &body].concat()
+}
+
+#[test]
+fn compressed_statements_and_errors_are_read() {
+    let statement = query(&format!("select a from t where b in ({}'x')", "?,".repeat(60)));
+    let error = reply(&[b"\xff\x28\x04#42000You have an error in your SQL syntax; check the manual"]);
+    let (request, response) = (sealed(0, &statement), sealed(1, &error));
+    let first = framed(0, &query("select 1"));
+    let mut talker = talker();
+    talker
+        .client(1, first)
+        .server(2, framed(1, &reply(&[OK])))
+        .client(3, request)
+        .server(4, response)
+        .finish();
+    assert_eq!(talker.sessions[1].endpoint, "SELECT t");
+    let session = &talker.sessions[1];
+    assert_eq!((session.status, session.response_code), (ResponseStatus::ClientError, 1064));
+    assert!(session.response_exception.starts_with("You have an error"));
 }
 
 #[test]
