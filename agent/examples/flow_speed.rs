@@ -50,6 +50,7 @@ fn main() -> anyhow::Result<()> {
     for connections in [100, 10_000] {
         report(&format!("http, {connections} connections"), &http_load(connections))?;
     }
+    report("syn flood, 200000 sources", &syn_flood(200_000))?;
     for path in std::env::args().skip(1) {
         let path = Path::new(&path);
         let name =
@@ -169,6 +170,21 @@ fn http_load(connections: u32) -> Vec<Owned> {
     step(FIN | ACK, false, server, client + 1, &[]);
     step(ACK, true, client + 1, server + 1, &[]);
     frames
+}
+
+/// SYN packets that none answers, each from an end of its own: the table is always full.
+fn syn_flood(sources: u32) -> Vec<Owned> {
+    let syn = |source: u32| {
+        let data = frame_bytes(source, true, 1_000, 0, SYN, &[]);
+        let wire_length = data.len() as u32;
+        Owned {
+            timestamp: 1_700_000_040_000_000 + u64::from(source),
+            link: LinkType::Ethernet,
+            data,
+            wire_length,
+        }
+    };
+    (0..sources).map(syn).collect()
 }
 
 fn frame_bytes(connection: u32, up: bool, seq: u32, ack: u32, flags: u8, payload: &[u8]) -> Vec<u8> {

@@ -33,7 +33,7 @@ use self::key::{Key, KeyedHash, PortSet};
 use self::stream::Room;
 use self::talk::Shared;
 use self::timers::Timers;
-use crate::packet::{Packet, Transport, flags};
+use crate::packet::{Packet, TIMESTAMP_MAX, Transport, flags};
 use crate::session;
 
 pub use self::report::{Activity, Delay, Ends, FlowFacts, FlowReport, Output, Traffic};
@@ -166,6 +166,7 @@ impl FlowTable {
 
     /// Moves the clock: reports what is over by then.
     pub fn tick(&mut self, now_us: u64, output: &mut Output) {
+        let now_us = now_us.min(TIMESTAMP_MAX);
         if second_of(now_us) > self.now {
             self.advance(now_us, output);
         }

@@ -18,6 +18,10 @@ pub use link::LinkType;
 pub use skip::{Skip, Skips};
 pub use transport::{Tcp, TcpOptions, Transport, flags};
 
+/// The latest time a packet may have, the year 2200 in microseconds: far from the range of the arithmetic on times. Later ones count
+/// as this.
+pub const TIMESTAMP_MAX: u64 = 7_258_118_400_000_000;
+
 /// One frame as a source hands it out.
 #[derive(Debug, Clone, Copy)]
 pub struct Frame<'a> {
@@ -63,7 +67,7 @@ pub fn decode<'a>(frame: &Frame<'a>) -> Result<Packet<'a>, Skip> {
     let network = network::decode(link.network, link.payload, network_wire)?;
     let transport = transport::decode(&network)?;
     Ok(Packet {
-        timestamp: frame.timestamp,
+        timestamp: frame.timestamp.min(TIMESTAMP_MAX),
         interface_index: frame.interface_index,
         vlan: if frame.vlan == 0 { link.vlan } else { frame.vlan },
         source_mac: link.source_mac,

@@ -64,6 +64,13 @@ fn total(reports: &[FlowReport]) -> Activity {
     sum
 }
 
+/// The same with both directions in one.
+fn undirected(mut activity: Activity) -> Activity {
+    let rx = std::mem::take(&mut activity.rx);
+    activity.tx.merge(&rx);
+    activity
+}
+
 /// Every `name: value` of a pretty-printed structure, nested names joined with a dot.
 fn fields(text: &str) -> HashMap<String, String> {
     let mut fields = HashMap::new();
@@ -219,6 +226,60 @@ fn connections_are_measured_as_their_packets_say() {
         6 * 3_000,
         "from port 1000, which must be the server"
     );
+}
+
+/// Numbers without a pattern (xorshift).
+fn scramble(state: &mut u64) -> usize {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    (*state >> 11) as usize
+}
+
+#[test]
+fn damaged_packets_are_counted_and_harmless() {
+    let mut state = 0x9e37_79b9_7f4a_7c15;
+    for folder in std::fs::read_dir(corpus().join("packets")).unwrap() {
+        for entry in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_none_or(|extension| extension != "pcap") {
+                continue;
+            }
+            let mut table = FlowTable::new(Config { flows_max: 50, ..Config::default() });
+            let (mut output, mut skips, mut frames) = (Output::default(), Skips::default(), 0);
+            for _ in 0..5 {
+                let mut source = FileSource::open(&path, Replay::default()).unwrap();
+                let mut each = |frame: &Frame<'_>| {
+                    let mut data = frame.data.to_vec();
+                    for _ in 0..scramble(&mut state) % 4 {
+                        let at = scramble(&mut state) % data.len();
+                        data[at] = scramble(&mut state) as u8;
+                    }
+                    if scramble(&mut state).is_multiple_of(8) {
+                        data.truncate(scramble(&mut state) % data.len());
+                    }
+                    let timestamp = frame.timestamp + scramble(&mut state) as u64 % 3_000_000;
+                    frames += 1;
+                    match decode(&Frame { data: &data, timestamp, ..*frame }) {
+                        Ok(packet) => table.packet(&packet, &mut output),
+                        Err(skip) => skips.count(skip),
+                    }
+                };
+                while source.poll(Duration::ZERO, &mut each).unwrap() != Progress::End {}
+                assert!(table.len() <= 50);
+            }
+            table.finish(&mut output);
+            let activity = total(&output.logs);
+            // A flow that turns round takes its minute with it, but not the seconds that are reported.
+            assert_eq!(undirected(activity), undirected(total(&output.seconds)), "{}", path.display());
+            assert_eq!(
+                activity.tx.packets + activity.rx.packets + skips.total(),
+                frames,
+                "{}",
+                path.display()
+            );
+        }
+    }
 }
 
 #[test]

@@ -11,16 +11,13 @@ use std::time::{Duration, Instant};
 use super::pcap::Pcap;
 use super::pcapng::{self, PcapNg};
 use super::{Error, Progress, Source, Statistics};
-use crate::packet::{Frame, LinkType};
+use crate::packet::{Frame, LinkType, TIMESTAMP_MAX};
 
 /// No link carries larger frames, even with offload; a longer record means that the file is damaged.
 const RECORD_BYTES_MAX: u32 = 16 << 20;
 
 /// Frames handed over in one poll.
 const POLL_FRAMES_MAX: usize = 256;
-
-/// The latest time a record may state: the year 2200, far from the range of the arithmetic on times.
-const TIMESTAMP_MAX: u64 = 7_258_118_400_000_000;
 
 /// How a file's times are used.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -144,13 +141,15 @@ impl<R: BufRead> Source for FileSource<R> {
                 std::thread::park_timeout(due.min(wait));
                 return Ok(Progress::Idle);
             }
-            let shift = match (self.replay.at, self.first) {
-                (ReplayAt::Time(at), Some(first)) => at.wrapping_sub(first),
-                _ => 0,
+            let timestamp = match (self.replay.at, self.first) {
+                (ReplayAt::Time(at), Some(first)) => {
+                    at.saturating_add(record.timestamp).saturating_sub(first).min(TIMESTAMP_MAX)
+                }
+                _ => record.timestamp,
             };
             self.statistics.frames += 1;
             each(&Frame {
-                timestamp: record.timestamp.wrapping_add(shift),
+                timestamp,
                 interface_index: record.interface_index,
                 link: record.link,
                 vlan: 0,

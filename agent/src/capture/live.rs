@@ -70,10 +70,10 @@ impl LiveSource {
     }
 
     fn ring(&self, interface: u32, loopback: bool) -> std::io::Result<Ring> {
-        // Blocks of 512 KiB hold the largest frames many times over; a ring needs a few to work with.
-        let block_bytes = 1 << 19;
-        let blocks = (self.config.ring_bytes / block_bytes).clamp(4, 4_096);
-        let filter = program(&self.config.excluded_ports, self.config.snap_length.max(64));
+        // A block of 128 KiB holds the longest frame; larger ones save wakeups, and a ring needs a few to work with.
+        let block_bytes = (self.config.ring_bytes / 16).max(1).next_power_of_two().clamp(1 << 17, 1 << 20);
+        let blocks = (self.config.ring_bytes / block_bytes).max(4);
+        let filter = program(&self.config.excluded_ports, self.config.snap_length.clamp(64, 65_535));
         Ring::open(interface, Size { block_bytes, blocks }, &filter, loopback)
     }
 

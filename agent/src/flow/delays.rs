@@ -8,7 +8,7 @@ impl Delay {
     /// Adds one sample.
     #[inline]
     pub fn add(&mut self, microseconds: u64) {
-        self.sum += microseconds;
+        self.sum = self.sum.saturating_add(microseconds);
         self.count += 1;
         self.max = self.max.max(u32::try_from(microseconds).unwrap_or(u32::MAX));
     }
@@ -16,7 +16,7 @@ impl Delay {
     /// Adds the samples of another.
     #[inline]
     pub fn merge(&mut self, other: &Delay) {
-        self.sum += other.sum;
+        self.sum = self.sum.saturating_add(other.sum);
         self.count += other.count;
         self.max = self.max.max(other.max);
     }
