@@ -11,6 +11,9 @@
 //! Bound of every edge: a batch holds a [`memory::Permit`] from the socket until its rows are stored; channels are bounded in
 //! messages. Leaves out: sockets, gossip, command line (`node`).
 
+pub mod controller;
+pub mod dictionary;
 pub mod disk;
+pub mod labeler;
 pub mod memory;
 pub mod rows;

@@ -62,6 +62,18 @@ pub struct Texts {
 }
 
 impl Texts {
+    /// Room for `rows` strings of `bytes` together.
+    pub fn with_capacity(rows: usize, bytes: usize) -> Self {
+        // One byte for most lengths.
+        Self { encoded: Vec::with_capacity(bytes + rows), ends: Vec::with_capacity(rows) }
+    }
+
+    /// As many empty strings.
+    pub fn empty(rows: usize) -> Self {
+        let rows = u32::try_from(rows).expect("a block stays below 4 GiB: batches are bounded");
+        Self { encoded: vec![0; rows as usize], ends: (1..=rows).collect() }
+    }
+
     pub fn push_str(&mut self, text: &str) {
         write_varint(text.len() as u64, &mut self.encoded);
         self.encoded.extend_from_slice(text.as_bytes());
@@ -201,6 +213,7 @@ mod tests {
     fn texts_select_append_and_encode_whole_strings() {
         let mut texts = Texts::default();
         let long = "x".repeat(300);
+        assert_eq!(Texts::empty(3).iter().collect::<Vec<_>>(), ["", "", ""]);
         for text in ["a", "", &long, "\u{e9}"] {
             texts.push_str(text);
         }

@@ -28,8 +28,7 @@ const PURE: &[&str] = &[
     "agent/src/session",
     "agent/src/flow",
     "agent/src/packet",
-    "actors/src/label.rs",
-    "actors/src/label/",
+    "actors/src/labeler/",
 ];
 
 const IMPURE: &[&str] = &[

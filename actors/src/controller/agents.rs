@@ -1,0 +1,239 @@
+//! The agents that a node knows: who they are, when they were last heard, what they said of their hosts.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use metaflow_schema::enums::Kind;
+use metaflow_wire as wire;
+use tokio::time::Instant;
+
+use super::{facts::Facts, view};
+use crate::{
+    dictionary::{self, Dictionary, OTHER},
+    labeler::{AgentView, HostTags},
+};
+
+/// An agent that was silent for so long may be forgotten when room is needed.
+const FORGET_AFTER: Duration = Duration::from_secs(3_600);
+/// Longest text of a Hello that is kept.
+const TEXT_BYTES_MAX: usize = 256;
+/// Reasons of loss that are kept of a heartbeat.
+const LOSSES_MAX: usize = 64;
+
+/// Why an agent is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("protocol version {0} is not supported, this release speaks {supported}", supported = wire::PROTOCOL_VERSION)]
+    Version(u32),
+    #[error("the machine id must have 1 to {TEXT_BYTES_MAX} bytes")]
+    MachineId,
+    #[error("{0} agents are known, which is the limit")]
+    Full(usize),
+}
+
+/// A Hello with the ids of what it names.
+#[derive(Debug)]
+pub(super) struct Greeting {
+    pub agent_id: u32,
+    pub host_id: u32,
+    pub hello: wire::Hello,
+}
+
+impl Greeting {
+    pub(super) fn find(dictionary: &Dictionary, hello: wire::Hello) -> Result<Self, super::Error> {
+        let ids = dictionary.ids(&[(Kind::Agent, &hello.machine_id), (Kind::Host, &hello.hostname)])?;
+        let (agent_id, host_id) = (ids[0], ids[1]);
+        // One id for two agents would mix up their batches.
+        if agent_id == 0 || dictionary.lookup(Kind::Agent, OTHER) == Some(agent_id) {
+            return Err(Refusal::Full(1 << 22).into());
+        }
+        Ok(Self { agent_id, host_id, hello })
+    }
+}
+
+/// What an operator wants to know of an agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AgentSummary {
+    pub agent_id: u32,
+    pub machine_id: String,
+    pub host: String,
+    pub version: String,
+    pub kernel_release: String,
+    pub architecture: String,
+    pub os: String,
+    /// Since the node last heard of it; none when that was before the node's start.
+    pub silent_for: Option<Duration>,
+    pub config_version: u64,
+    pub spool_bytes: u64,
+    pub memory_bytes: u64,
+    pub cpu_percent: u32,
+    /// Rows lost on the agent since its start, by reason.
+    pub losses: Vec<(String, u64)>,
+    pub processes: usize,
+    pub listeners: usize,
+    pub facts_version: u64,
+    /// Facts that exceeded a limit.
+    pub facts_refused: u64,
+}
+
+#[derive(Debug)]
+struct Agent {
+    greeting: Greeting,
+    facts: Facts,
+    heartbeat: wire::Heartbeat,
+    heard: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Agents {
+    agents: BTreeMap<u32, Agent>,
+    /// Agents whose view must be built anew.
+    changed: BTreeSet<u32>,
+}
+
+impl Agents {
+    /// Adds an agent as the disk remembers it.
+    pub(super) fn restore(&mut self, greeting: Greeting, facts: Facts) {
+        self.changed.insert(greeting.agent_id);
+        let agent = Agent { facts, heartbeat: wire::Heartbeat::default(), heard: None, greeting };
+        self.agents.insert(agent.greeting.agent_id, agent);
+    }
+
+    /// Makes room for an agent; answers whom it forgot for it.
+    pub(super) fn make_room(
+        &mut self,
+        agent_id: u32,
+        agents_max: usize,
+        now: Instant,
+    ) -> Result<Option<u32>, Refusal> {
+        if self.agents.contains_key(&agent_id) || self.agents.len() < agents_max {
+            return Ok(None);
+        }
+        let oldest = self.agents.values().min_by_key(|agent| agent.heard);
+        let is_old = |agent: &&Agent| {
+            agent.heard.is_none_or(|heard| now.saturating_duration_since(heard) >= FORGET_AFTER)
+        };
+        let Some(forgotten) = oldest.filter(is_old).map(|agent| agent.greeting.agent_id) else {
+            return Err(Refusal::Full(agents_max));
+        };
+        self.agents.remove(&forgotten);
+        self.changed.insert(forgotten);
+        Ok(Some(forgotten))
+    }
+
+    pub(super) fn greet(&mut self, greeting: Greeting, now: Instant) {
+        let agent_id = greeting.agent_id;
+        match self.agents.get_mut(&agent_id) {
+            Some(agent) => {
+                if agent.greeting.host_id != greeting.host_id {
+                    self.changed.insert(agent_id);
+                }
+                agent.greeting = greeting;
+                agent.heard = Some(now);
+                // A new connection begins with all facts.
+                agent.facts.expect_all();
+            }
+            None => {
+                self.restore(greeting, Facts::default());
+                if let Some(agent) = self.agents.get_mut(&agent_id) {
+                    agent.heard = Some(now);
+                }
+            }
+        }
+    }
+
+    pub(super) fn heartbeat(&mut self, agent_id: u32, mut heartbeat: wire::Heartbeat, now: Instant) {
+        let Some(agent) = self.agents.get_mut(&agent_id) else { return };
+        heartbeat.losses.truncate(LOSSES_MAX);
+        heartbeat.losses.retain(|loss| loss.reason.len() <= TEXT_BYTES_MAX);
+        agent.heartbeat = heartbeat;
+        agent.heard = Some(now);
+    }
+
+    /// Facts of an agent that sends some now.
+    pub(super) fn facts_of(&mut self, agent_id: u32, now: Instant) -> Option<&mut Facts> {
+        let agent = self.agents.get_mut(&agent_id)?;
+        agent.heard = Some(now);
+        Some(&mut agent.facts)
+    }
+
+    pub(super) fn note_change(&mut self, agent_id: u32) {
+        self.changed.insert(agent_id);
+    }
+
+    pub(super) fn has_changes(&self) -> bool {
+        !self.changed.is_empty()
+    }
+
+    pub(super) fn take_changed(&mut self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.changed)
+    }
+
+    pub(super) fn contains(&self, agent_id: u32) -> bool {
+        self.agents.contains_key(&agent_id)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.agents.len()
+    }
+
+    pub(super) fn view(
+        &self,
+        agent_id: u32,
+        vpc_id: u32,
+        dictionary: &Dictionary,
+    ) -> Result<Option<AgentView>, dictionary::Error> {
+        let Some(agent) = self.agents.get(&agent_id) else { return Ok(None) };
+        let host = HostTags { host_id: agent.greeting.host_id, vpc_id };
+        view::build(&agent.facts, host, dictionary).map(Some)
+    }
+
+    pub(super) fn list(&self, now: Instant) -> Vec<AgentSummary> {
+        self.agents.values().map(|agent| summary(agent, now)).collect()
+    }
+}
+
+fn summary(agent: &Agent, now: Instant) -> AgentSummary {
+    let Agent { greeting: Greeting { agent_id, host_id: _, hello }, facts, heartbeat, heard } = agent;
+    AgentSummary {
+        agent_id: *agent_id,
+        machine_id: hello.machine_id.clone(),
+        host: hello.hostname.clone(),
+        version: hello.agent_version.clone(),
+        kernel_release: hello.kernel_release.clone(),
+        architecture: hello.architecture.clone(),
+        os: hello.os.clone(),
+        silent_for: heard.map(|heard| now.saturating_duration_since(heard)),
+        config_version: heartbeat.config_version,
+        spool_bytes: heartbeat.spool_bytes,
+        memory_bytes: heartbeat.memory_bytes,
+        cpu_percent: heartbeat.cpu_percent,
+        losses: heartbeat.losses.iter().map(|loss| (loss.reason.clone(), loss.rows)).collect(),
+        processes: facts.running(),
+        listeners: facts.listeners().len(),
+        facts_version: facts.version(),
+        facts_refused: facts.refused(),
+    }
+}
+
+/// A Hello whose texts are safe to keep; a host without a name is called by its machine id.
+pub(super) fn checked(mut hello: wire::Hello) -> Result<wire::Hello, Refusal> {
+    if hello.protocol_version != wire::PROTOCOL_VERSION {
+        return Err(Refusal::Version(hello.protocol_version));
+    }
+    if hello.machine_id.is_empty() || hello.machine_id.len() > TEXT_BYTES_MAX {
+        return Err(Refusal::MachineId);
+    }
+    let wire::Hello { agent_version, hostname, kernel_release, architecture, os, .. } = &mut hello;
+    for text in [agent_version, hostname, kernel_release, architecture, os] {
+        if text.len() > TEXT_BYTES_MAX {
+            text.clear();
+        }
+    }
+    if hello.hostname.is_empty() {
+        hello.hostname.clone_from(&hello.machine_id);
+    }
+    Ok(hello)
+}

@@ -1,0 +1,127 @@
+//! Confirmation: names that the store does not have yet, and how it gets them.
+//!
+//! What is confirmed is one counter a kind on disk: ids of a kind are made and sent in order. A crash between the store and that
+//! counter sends rows twice, which the table's engine folds.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use metaflow_schema::{
+    enums::Kind,
+    tables::{Dictionary as Rows, DictionaryRow},
+};
+
+use super::{COUNTER_BITS, Dictionary, meta_key};
+use crate::disk::{self, Changes, Durability, Family};
+
+/// Rows of one insert: bounds the memory of a start with a large dictionary.
+const INSERT_ROWS_MAX: usize = 50_000;
+
+/// Keys of the highest confirmed id of each kind and prefix.
+pub(super) const CONFIRMED_PREFIX: &[u8] = b"dictionary/confirmed/";
+
+type Entry = (Kind, u32, Arc<str>);
+
+/// Entries on their way to the store, oldest first. Bounded by the names themselves, which are shared with the maps.
+pub(super) struct Pending {
+    queue: Mutex<VecDeque<Entry>>,
+    /// Entries ever queued, and entries ever confirmed: equal when nothing is pending.
+    queued: AtomicU64,
+    confirmed: AtomicU64,
+    /// One flush at a time; those who wait mostly find their work done.
+    flushing: tokio::sync::Mutex<()>,
+}
+
+/// Why names did not reach the store.
+#[derive(Debug, thiserror::Error)]
+pub enum FlushError<E> {
+    #[error("failed to insert names into the store's dictionary")]
+    Store(#[source] E),
+    #[error("failed to note which names the store has")]
+    Disk(#[from] disk::Error),
+}
+
+impl Pending {
+    pub(super) fn new(entries: Vec<Entry>) -> Self {
+        let queued = entries.len() as u64;
+        Self {
+            queue: Mutex::new(entries.into()),
+            queued: AtomicU64::new(queued),
+            confirmed: AtomicU64::new(0),
+            flushing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    pub(super) fn add(&self, entries: Vec<Entry>) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        self.queued.fetch_add(entries.len() as u64, Ordering::AcqRel);
+        queue.extend(entries);
+    }
+
+    fn head(&self) -> Vec<Entry> {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.iter().take(INSERT_ROWS_MAX).cloned().collect()
+    }
+
+    fn remove_head(&self, entries: usize) {
+        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let entries = entries.min(queue.len());
+        queue.drain(..entries);
+        self.confirmed.fetch_add(entries as u64, Ordering::AcqRel);
+    }
+}
+
+impl Dictionary {
+    /// Names that the store does not have yet.
+    pub fn pending(&self) -> usize {
+        self.inner.pending.queue.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Brings every name that was given out before this call into the store, through `insert`. Costs two loads when there is none.
+    pub async fn flush<E, F>(&self, insert: impl Fn(Rows) -> F) -> Result<(), FlushError<E>>
+    where
+        F: Future<Output = Result<(), E>>,
+    {
+        let pending = &self.inner.pending;
+        let wanted = pending.queued.load(Ordering::Acquire);
+        let is_done = || pending.confirmed.load(Ordering::Acquire) >= wanted;
+        if is_done() {
+            return Ok(());
+        }
+        let _flushing = pending.flushing.lock().await;
+        while !is_done() {
+            let entries = pending.head();
+            insert(rows(&entries)).await.map_err(FlushError::Store)?;
+            self.inner.disk.write(confirmation(&entries), Durability::Written)?;
+            pending.remove_head(entries.len());
+        }
+        Ok(())
+    }
+}
+
+fn rows(entries: &[Entry]) -> Rows {
+    use metaflow_schema::Group as _;
+    let mut rows = Rows::default();
+    for (kind, id, name) in entries {
+        rows.push(&DictionaryRow { kind: *kind as u8, id: u64::from(*id), name: name.to_string() });
+    }
+    rows
+}
+
+fn confirmation(entries: &[Entry]) -> Changes {
+    let mut highest: HashMap<(Kind, u32), u32> = HashMap::new();
+    for (kind, id, _) in entries {
+        let entry = highest.entry((*kind, id >> COUNTER_BITS)).or_default();
+        *entry = (*entry).max(*id);
+    }
+    let mut changes = Changes::default();
+    for ((kind, node), id) in highest {
+        changes.put(Family::Meta, meta_key(CONFIRMED_PREFIX, kind, node), id.to_be_bytes());
+    }
+    changes
+}

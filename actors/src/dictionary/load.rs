@@ -1,0 +1,117 @@
+//! Start: the dictionary as the disk and the store left it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use metaflow_schema::enums::Kind;
+use tracing::warn;
+
+use super::{COUNTER_BITS, COUNTER_MAX, Error, NodeId, confirm::CONFIRMED_PREFIX, meta_key};
+use crate::disk::{Changes, Disk, Durability, Family};
+
+/// Counters learnt from the store, which the disk keeps in case that the store is lost after the disk was.
+const FLOOR_PREFIX: &[u8] = b"dictionary/floor/";
+
+/// Kinds are numbered by a byte.
+const KINDS: usize = 256;
+
+#[derive(Default)]
+pub(super) struct LoadedKind {
+    pub ids: HashMap<Arc<str>, u32>,
+    /// Highest counter of the node's own prefix, on disk or in the store.
+    pub highest: u32,
+}
+
+pub(super) struct Loaded {
+    pub kinds: Vec<LoadedKind>,
+    /// Entries that the store may not have, by kind and id.
+    pub pending: Vec<(Kind, u32, Arc<str>)>,
+}
+
+pub(super) fn load(disk: &Disk, node_id: NodeId, store_maxima: &HashMap<Kind, u64>) -> Result<Loaded, Error> {
+    let mut confirmed = counters(disk, CONFIRMED_PREFIX)?;
+    let floors = counters(disk, FLOOR_PREFIX)?;
+    let mut learnt = Changes::default();
+    let mut loaded =
+        Loaded { kinds: (0..KINDS).map(|_| LoadedKind::default()).collect(), pending: Vec::new() };
+    let own = u32::from(node_id.get());
+    for kind in Kind::ALL {
+        let maximum = store_maxima.get(kind).map_or(0, |id| own_counter(*kind, *id, own));
+        let floor = floors.get(&(*kind, own)).map_or(0, |id| id & COUNTER_MAX);
+        loaded.kinds[*kind as usize].highest = maximum.max(floor);
+        if maximum > floor {
+            learnt.put(Family::Meta, meta_key(FLOOR_PREFIX, *kind, own), node_id.id(maximum).to_be_bytes());
+        }
+        if let Some(known) = confirmed.get(&(*kind, own)).filter(|known| maximum < **known & COUNTER_MAX) {
+            warn!(
+                kind = kind.name(),
+                store = maximum,
+                confirmed = *known & COUNTER_MAX,
+                "the store has fewer names than it confirmed: all are sent again"
+            );
+            confirmed.remove(&(*kind, own));
+        }
+    }
+    if !learnt.is_empty() {
+        disk.write(learnt, Durability::Synced)?;
+    }
+    let mut damaged = None;
+    disk.scan(Family::IdToName, b"", |key, name| match entry(key, name) {
+        Some((kind, id, name)) => {
+            loaded.add(kind, id, name, own, &confirmed);
+            true
+        }
+        None => {
+            damaged = Some(Error::Damaged(key.to_vec()));
+            false
+        }
+    })?;
+    damaged.map_or(Ok(loaded), Err)
+}
+
+impl Loaded {
+    fn add(&mut self, kind: Kind, id: u32, name: Arc<str>, own: u32, confirmed: &HashMap<(Kind, u32), u32>) {
+        let node = id >> COUNTER_BITS;
+        let loaded = &mut self.kinds[kind as usize];
+        if node == own {
+            loaded.highest = loaded.highest.max(id & COUNTER_MAX);
+        }
+        if confirmed.get(&(kind, node)).is_none_or(|known| id > *known) {
+            self.pending.push((kind, id, Arc::clone(&name)));
+        }
+        // A node whose number was changed may have two ids for a name: the first stays canonical.
+        loaded.ids.entry(name).or_insert(id);
+    }
+}
+
+/// Ids by kind and node below a prefix of keys.
+fn counters(disk: &Disk, prefix: &[u8]) -> Result<HashMap<(Kind, u32), u32>, Error> {
+    let mut counters = HashMap::new();
+    disk.scan(Family::Meta, prefix, |key, value| {
+        let Some(rest) = key.strip_prefix(prefix) else { return false };
+        // What cannot be read counts as unknown: names are sent to the store again, which harms nothing.
+        if let Some((&[kind], node)) = rest.split_first_chunk()
+            && let (Some(kind), Ok(node), Ok(id)) =
+                (Kind::from_number(kind), <[u8; 4]>::try_from(node), <[u8; 4]>::try_from(value))
+        {
+            counters.insert((kind, u32::from_be_bytes(node)), u32::from_be_bytes(id));
+        }
+        true
+    })?;
+    Ok(counters)
+}
+
+fn entry(key: &[u8], name: &[u8]) -> Option<(Kind, u32, Arc<str>)> {
+    let (kind, id) = key.split_first()?;
+    let id = u64::from_be_bytes(id.try_into().ok()?);
+    Some((Kind::from_number(*kind)?, u32::try_from(id).ok()?, std::str::from_utf8(name).ok()?.into()))
+}
+
+fn own_counter(kind: Kind, id: u64, own: u32) -> u32 {
+    match u32::try_from(id) {
+        Ok(id) if id >> COUNTER_BITS == own => id & COUNTER_MAX,
+        _ => {
+            warn!(kind = kind.name(), id, "the store's highest id is not of this node: ignored");
+            0
+        }
+    }
+}
