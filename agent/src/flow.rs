@@ -184,6 +184,11 @@ impl FlowTable {
         self.servers.insert(port);
     }
 
+    /// Look for requests in flows that have not begun to talk.
+    pub fn set_sessions(&mut self, sessions: bool) {
+        self.config.sessions = sessions;
+    }
+
     /// Flows at the moment.
     pub fn len(&self) -> usize {
         self.index.len()
@@ -207,11 +212,13 @@ impl FlowTable {
                 if tcp.flags & (flags::SYN | flags::ACK) == flags::SYN | flags::ACK {
                     self.servers.insert(flow.facts.ends.server_port);
                 }
-                self.config.sessions && flow.talk_tcp(packet, tcp, from_low, &mut self.shared)
+                (self.config.sessions || flow.talk.is_some())
+                    && flow.talk_tcp(packet, tcp, from_low, &mut self.shared)
             }
             Transport::Udp { .. } => {
                 flow.udp(packet, from_low);
-                self.config.sessions && flow.talk_udp(packet, from_low, &mut self.shared)
+                (self.config.sessions || flow.talk.is_some())
+                    && flow.talk_udp(packet, from_low, &mut self.shared)
             }
         };
         if flow.deaf && flow.talk.is_some() {

@@ -9,13 +9,18 @@
 //!
 //! `packet`, `flow`, `session`, `protocol` and `emit` are pure: bytes and times come in, records go out.
 
+pub mod capabilities;
 pub mod capture;
+pub mod clock;
 pub mod config;
 pub mod emit;
 pub mod facts;
 pub mod flow;
+pub mod guard;
 pub mod metrics;
 pub mod packet;
+pub mod pipeline;
+pub mod process;
 pub mod protocol;
 pub mod sender;
 pub mod session;

@@ -8,6 +8,8 @@
 
 mod link;
 #[cfg(test)]
+pub(crate) mod peer;
+#[cfg(test)]
 mod tests;
 mod window;
 

@@ -87,7 +87,9 @@ impl FlowNotes {
     }
 
     pub(super) fn place(&mut self, facts: &FlowFacts, now: u64, basis: &dyn Basis) -> Place {
-        if let Some(note) = self.notes.get_mut(&facts.flow_id) {
+        // A flow's ends change places when it turns out that the server was taken for the client.
+        let note = self.notes.get_mut(&facts.flow_id);
+        if let Some(note) = note.filter(|note| is_same(&note.place, facts)) {
             note.used = now;
             if note.retries > 0 && now >= note.asked + RETRY_AFTER_US {
                 note.asked = now;
@@ -111,9 +113,10 @@ impl FlowNotes {
             interface_index: facts.interface_index,
         };
         resolve(&mut place, facts, basis);
-        if self.notes.len() < self.limit {
+        if self.notes.len() < self.limit || self.notes.contains_key(&facts.flow_id) {
             let retries = if is_resolved(&place) { 0 } else { RETRIES };
-            let note = Note { place, used: now, asked: now, retries, minute: u32::MAX, closed: false };
+            let minute = self.notes.get(&facts.flow_id).map_or(u32::MAX, |note| note.minute);
+            let note = Note { place, used: now, asked: now, retries, minute, closed: false };
             self.notes.insert(facts.flow_id, note);
         }
         place
@@ -141,6 +144,13 @@ impl FlowNotes {
             now < note.used + kept
         });
     }
+}
+
+fn is_same(place: &Place, facts: &FlowFacts) -> bool {
+    let ends = &facts.ends;
+    place.server_port == ends.server_port
+        && place.server_ip == ends.server_ip
+        && place.client_ip == ends.client_ip
 }
 
 fn resolve(place: &mut Place, facts: &FlowFacts, basis: &dyn Basis) {

@@ -1,0 +1,55 @@
+//! What works on this host: a line for each ability, with what to do where it does not.
+
+use std::{fs, io::Write, path::Path};
+
+use crate::{
+    capture::{LiveConfig, LiveSource},
+    config::Config,
+    facts::{Collector, Identity, machine_id},
+    guard::free_bytes,
+};
+
+/// Tries each ability and says how it went.
+pub fn print(out: &mut dyn Write, config: &Config) -> anyhow::Result<()> {
+    let Identity { hostname, kernel_release, architecture, os } = Identity::read();
+    writeln!(out, "host: {hostname}, {os}, Linux {kernel_release} {architecture}")?;
+    writeln!(out, "machine id: {}", machine_id(&config.machine_id))?;
+    writeln!(out, "packet capture: {}", packet_capture())?;
+    let (snapshot, _) = Collector::default().look();
+    writeln!(
+        out,
+        "processes: {}, listeners: {}, interfaces: {}",
+        snapshot.processes.len(),
+        snapshot.listeners.len(),
+        snapshot.interfaces.len()
+    )?;
+    writeln!(out, "processes of other users: {}", other_users())?;
+    writeln!(out, "spool: {}", spool(&config.data_dir))?;
+    Ok(())
+}
+
+fn packet_capture() -> String {
+    match LiveSource::open(LiveConfig::default()) {
+        Ok(_) => "yes".to_owned(),
+        Err(error) => format!("no ({:#}): run as root or grant CAP_NET_RAW", anyhow::Error::from(error)),
+    }
+}
+
+/// The descriptors of process 1 are as well guarded as any.
+fn other_users() -> &'static str {
+    match fs::read_dir("/proc/1/fd") {
+        Ok(_) => "yes",
+        Err(_) => {
+            "no: their sockets stay without a process; run as root or grant CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
+        }
+    }
+}
+
+fn spool(directory: &Path) -> String {
+    // The first directory above that exists is where it would be made.
+    let existing = directory.ancestors().find(|path| path.is_dir()).unwrap_or_else(|| Path::new("/"));
+    match free_bytes(existing) {
+        Some(bytes) => format!("{} ({} MiB free)", directory.display(), bytes >> 20),
+        None => format!("{}: cannot be read", directory.display()),
+    }
+}
