@@ -217,13 +217,9 @@ impl Replay<'_> {
     /// Starts the agent; it ends by itself when everything is committed.
     pub fn spawn(&self) -> Result<Child> {
         std::fs::create_dir_all(self.folder)?;
-        let text = format!("machine_id = \"{}\"\n", self.machine_id);
-        std::fs::write(self.folder.join("agent.toml"), text)?;
         let log = std::fs::File::options().create(true).append(true).open(self.log())?;
         let child = Command::new(binary("metaflow-agent"))
-            .arg("--config")
-            .arg(self.folder.join("agent.toml"))
-            .args(["--server", &self.server, "--data-dir"])
+            .args(["--server", &self.server, "--machine-id", self.machine_id, "--data-dir"])
             .arg(self.folder.join("data"))
             .arg("replay")
             .args(&self.captures)

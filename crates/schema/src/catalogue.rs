@@ -198,7 +198,7 @@ impl Family {
     /// What its rows are, whatever the interval.
     pub fn doc(&self) -> &'static str {
         let doc = self.tables[0].doc;
-        doc.split_once(", by the ").map_or(doc.trim_end_matches('.'), |(doc, _)| doc)
+        doc.split_once(", by the ").map_or_else(|| doc.trim_end_matches('.'), |(doc, _)| doc)
     }
 
     /// The metric of a name or alias.
