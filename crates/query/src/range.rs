@@ -120,7 +120,8 @@ pub(crate) struct Source {
 /// What a table's name means.
 pub(crate) fn source(table: &Name, request: &Request<'_>) -> Result<Source, Error> {
     let mut text = table.text.as_str();
-    let mut database = request.database.filter(|database| !database.is_empty());
+    // `flow_tag` has names for all tables, so it is no choice between them.
+    let mut database = request.database.filter(|database| !database.is_empty() && *database != "flow_tag");
     for family in catalogue::families() {
         if let Some(rest) = text.strip_prefix(family.database).and_then(|rest| rest.strip_prefix('.')) {
             (text, database) = (rest, Some(family.database));
@@ -178,6 +179,60 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn table_of(
+        text: &str,
+        database: Option<&str>,
+        lower: Option<i64>,
+        bucket_seconds: Option<u64>,
+    ) -> String {
+        let name = Name { text: text.to_owned(), span: sqlparser::tokenizer::Span::empty() };
+        match source(&name, &Request { database, now_seconds: 100_000 }) {
+            Ok(source) => {
+                let range = Range { lower, upper: None };
+                source
+                    .table(range, bucket_seconds.map(|seconds| seconds * 1_000_000), 100_000)
+                    .name
+                    .to_owned()
+            }
+            Err(error) => error.to_string(),
+        }
+    }
+
+    #[test]
+    fn the_table_that_answers_fits_bucket_and_age() {
+        for (text, lower, bucket, expected) in [
+            ("application", Some(99_700), None, "application.1s"),
+            ("application", Some(99_700), Some(10), "application.1s"),
+            ("application", Some(99_700), Some(120), "application.1m"),
+            ("application", Some(96_400), None, "application.1s"),
+            ("application", Some(96_399), None, "application.1m"),
+            ("application", None, Some(1), "application.1m"),
+            ("application.1s", None, Some(60), "application.1s"),
+            ("flow_metrics.application.1m", Some(99_700), None, "application.1m"),
+            ("vtap_app_edge_port.1s", None, None, "application_map.1s"),
+            ("vtap_flow_port", Some(99_999), None, "network.1s"),
+            ("l7_flow_log", None, Some(60), "l7_flow_log"),
+        ] {
+            assert_eq!(table_of(text, None, lower, bucket), expected, "{text} {lower:?} {bucket:?}");
+        }
+    }
+
+    #[test]
+    fn a_table_of_another_database_is_refused() {
+        for (text, database, expected) in [
+            ("l7_flow_log", "flow_log", "l7_flow_log"),
+            ("l7_flow_log", "flow_tag", "l7_flow_log"),
+            ("flow_log.l7_flow_log", "flow_metrics", "l7_flow_log"),
+            (
+                "l7_flow_log",
+                "flow_metrics",
+                "no table l7_flow_log in database flow_metrics (line 1, column 1); it is in database flow_log",
+            ),
+        ] {
+            assert_eq!(table_of(text, Some(database), None, None), expected, "{text} in {database}");
+        }
+    }
 
     #[test]
     fn a_range_covers_whole_intervals() {

@@ -79,7 +79,8 @@ pub(crate) fn compile(show: &Show, request: &Request<'_>) -> Result<Compiled, Er
 }
 
 fn is_in(family: &Family, database: Option<&str>) -> bool {
-    database.is_none_or(|database| database.is_empty() || database == family.database)
+    database
+        .is_none_or(|database| database.is_empty() || database == "flow_tag" || database == family.database)
 }
 
 fn databases() -> impl Iterator<Item = &'static str> {
@@ -262,11 +263,11 @@ fn from_rows(
     let value = match &tag.value {
         TagValue::TypedName { .. } => keys[1].clone(),
         TagValue::Name { .. } | TagValue::EnumName { .. } | TagValue::Enum { .. } => keys[0].clone(),
-        _ => tag::shown(&tag.value, &keys),
+        _ => tag::shown_of_keys(&tag.value, &keys, &mut registry),
     };
     let display = match &tag.value {
         TagValue::Enum { values, .. } => tag::enum_name(keys[0].clone(), values),
-        _ => Sql::Call("toString", vec![tag::shown(&tag.value, &keys)]),
+        _ => Sql::Call("toString", vec![tag::shown_of_keys(&tag.value, &keys, &mut registry)]),
     };
     let filter = Sql::all(condition.into_iter().chain([tag::exists(&tag.value)]).collect());
     let mut inner = Writer::new(&registry, Layer::Rows);
@@ -286,9 +287,9 @@ fn from_rows(
     out.sql(&value);
     out.raw(") AS c0, ");
     out.sql(&display);
-    out.raw(" AS c1 FROM (");
-    out.out.push_str(&inner.out);
-    out.raw(") GROUP BY c1 ORDER BY c1");
+    out.raw(" AS c1");
+    out.named_groups(&inner);
+    out.raw(" GROUP BY c1 ORDER BY c1");
     finish(show, out)
 }
 

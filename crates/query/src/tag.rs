@@ -6,7 +6,12 @@ use metaflow_schema::{
 };
 use sqlparser::tokenizer::Location;
 
-use crate::{Error, error::nearest, sql::Sql, statement::clip};
+use crate::{
+    Error,
+    error::nearest,
+    sql::{Registry, Sql},
+    statement::clip,
+};
 
 /// What a tag's name means: one tag, or the same of either end.
 #[derive(Debug, Clone, Copy)]
@@ -73,8 +78,20 @@ pub(crate) fn parts(value: &'static TagValue) -> Vec<Sql> {
     }
 }
 
-/// How the tag is shown, given its [`parts`].
+/// How the tag is shown, given its [`parts`]; names are looked up one by one.
 pub(crate) fn shown(value: &'static TagValue, parts: &[Sql]) -> Sql {
+    shown_with(value, parts, |kind, id| {
+        let key = Sql::Tuple(vec![Sql::Call("toUInt8", vec![kind]), Sql::Call("toUInt64", vec![id])]);
+        Sql::Call("dictGet", vec![Sql::text("flow_tag.names"), Sql::text("name"), key])
+    })
+}
+
+/// How the tag is shown, given its [`parts`] as keys; names are joined to the groups.
+pub(crate) fn shown_of_keys(value: &'static TagValue, keys: &[Sql], registry: &mut Registry) -> Sql {
+    shown_with(value, keys, |kind, id| registry.lookup(kind, id))
+}
+
+fn shown_with(value: &'static TagValue, parts: &[Sql], name: impl FnOnce(Sql, Sql) -> Sql) -> Sql {
     let part = |at: usize| parts[at].clone();
     match value {
         TagValue::Number { .. }
@@ -85,9 +102,7 @@ pub(crate) fn shown(value: &'static TagValue, parts: &[Sql]) -> Sql {
         | TagValue::Micros { .. } => part(0),
         TagValue::Address { .. } => address_text(part(0)),
         TagValue::EnumName { values, .. } => enum_name(part(0), values),
-        TagValue::Name { kind, .. } => {
-            dictionary_name(Sql::Call("toUInt8", vec![Sql::Integer(*kind as u8 as i128)]), part(0))
-        }
+        TagValue::Name { kind, .. } => name(Sql::Integer(*kind as u8 as i128), part(0)),
         TagValue::TypedName { .. } => Sql::Call(
             "multiIf",
             vec![
@@ -95,7 +110,7 @@ pub(crate) fn shown(value: &'static TagValue, parts: &[Sql]) -> Sql {
                 address_text(part(2)),
                 is_kind(part(0), Kind::Internet),
                 Sql::text(Kind::Internet.name()),
-                dictionary_name(part(0), part(1)),
+                name(part(0), part(1)),
             ],
         ),
     }
@@ -157,11 +172,6 @@ pub(crate) fn enum_name(number: Sql, values: &'static [EnumValue]) -> Sql {
     let names = values.iter().map(|value| Sql::text(value.name)).collect();
     let otherwise = Sql::Call("toString", vec![number.clone()]);
     Sql::Call("transform", vec![number, Sql::Array(numbers), Sql::Array(names), otherwise])
-}
-
-fn dictionary_name(kind: Sql, id: Sql) -> Sql {
-    let key = Sql::Tuple(vec![kind, Sql::Call("toUInt64", vec![id])]);
-    Sql::Call("dictGet", vec![Sql::text("flow_tag.names"), Sql::text("name"), key])
 }
 
 fn no_address() -> Sql {

@@ -214,6 +214,9 @@ enumeration! {
     }
 }
 
+/// Kinds below are resources, which an instance or service may be; above stand texts of requests, of which there are many more.
+pub const RESOURCE_KINDS_END: u8 = 40;
+
 /// Kinds as values of the `*_type` columns.
 pub const VALUES_OF_KIND: &[EnumValue] = Kind::VALUES;
 

@@ -71,7 +71,7 @@ fn grouped<'a>(plan: &'a Plan, group: &[Sql]) -> Writer<'a> {
     inner.key_aliases();
     let mut out = Writer::new(&plan.registry, Layer::Outer);
     out.outputs(plan);
-    out.from(&inner);
+    out.named_groups(&inner);
     out.raw(" GROUP BY ");
     for (at, part) in group.iter().enumerate() {
         out.raw(if at > 0 { ", " } else { "" });
@@ -96,7 +96,7 @@ fn listed(plan: &Plan) -> Writer<'_> {
     }
     let mut out = Writer::new(&plan.registry, Layer::Outer);
     out.outputs(plan);
-    out.from(&inner);
+    out.named_groups(&inner);
     out
 }
 

@@ -64,7 +64,8 @@ impl Compiler<'_> {
         let keys: Vec<Sql> = tag::parts(&tag.value).into_iter().map(|part| self.registry.key(part)).collect();
         let looked_up = tag::is_looked_up(&tag.value);
         let kind = if tag.name == "time" { ColumnKind::Time } else { ColumnKind::Tag };
-        Output { sql: tag::shown(&tag.value, &keys), unit: String::new(), kind, looked_up }
+        let sql = tag::shown_of_keys(&tag.value, &keys, &mut self.registry);
+        Output { sql, unit: String::new(), kind, looked_up }
     }
 
     fn function(&mut self, expr: &Expr, call: &Call<'_>, aliases: bool) -> Result<Output, Error> {
