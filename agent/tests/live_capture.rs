@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use metaflow_agent::capture::{Error, LiveConfig, LiveSource, Source};
@@ -111,4 +112,46 @@ fn excluded_ports_stay_in_the_kernel() {
     let output = flows_to(&mut source, &mut FlowTable::new(Config::default()), port);
     assert!(output.logs.iter().any(|log| log.facts.ends.server_port == port));
     assert!(output.logs.iter().all(|log| log.facts.ends.server_port != excluded), "{:#?}", output.logs);
+}
+
+/// Says that a test runs in the network namespace that it made for itself.
+const INSIDE: &str = "METAFLOW_TEST_NAMESPACE";
+
+#[test]
+fn named_interfaces_may_come_and_go() {
+    const TEST: &str = "named_interfaces_may_come_and_go";
+    let run = |program: &str, arguments: &[&str]| {
+        Command::new(program).args(arguments).env(INSIDE, "1").status().is_ok_and(|status| status.success())
+    };
+    if std::env::var_os(INSIDE).is_none() {
+        if !run("unshare", &["--net", "ip", "link", "add", "mf0", "type", "veth", "peer", "name", "mf1"]) {
+            eprintln!("skipped {TEST}: no right to make a network namespace, or no `ip`");
+            return;
+        }
+        let program = std::env::current_exe().unwrap();
+        assert!(run("unshare", &["--net", program.to_str().unwrap(), "--exact", TEST, "--nocapture"]));
+        return;
+    }
+    let ip =
+        |arguments: &str| assert!(run("ip", &arguments.split(' ').collect::<Vec<_>>()), "ip {arguments}");
+    let wait_for = |source: &mut LiveSource, names: &[&str]| {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !source.interfaces().eq(names.iter().copied()) {
+            assert!(Instant::now() < deadline, "{names:?} {:?}", source.interfaces().collect::<Vec<_>>());
+            source.poll(Duration::from_millis(50), &mut |_| {}).unwrap();
+        }
+    };
+    ip("link set lo up");
+    let interfaces = vec!["lo".to_owned(), "mf0".to_owned()];
+    let mut source = open(TEST, LiveConfig { interfaces, ..LiveConfig::default() }).unwrap();
+    for _ in 0..2 {
+        wait_for(&mut source, &["lo"]);
+        ip("link add mf0 type veth peer name mf1");
+        ip("link set mf0 up");
+        wait_for(&mut source, &["lo", "mf0"]);
+        ip("link set mf0 down");
+        check_one_exchange(&mut source);
+        ip("link del mf0");
+    }
+    wait_for(&mut source, &["lo"]);
 }

@@ -4,6 +4,8 @@
 
 use std::time::{Duration, Instant};
 
+use socket2::{Domain, Socket, Type};
+
 use super::filter::program;
 use super::ring::{self, Ring, Size};
 use super::{Error, Progress, Source, Statistics, block};
@@ -38,6 +40,8 @@ impl Default for LiveConfig {
 pub struct LiveSource {
     config: LiveConfig,
     taps: Vec<Tap>,
+    /// Answers questions about interfaces.
+    names: Socket,
     looked: Option<Instant>,
     statistics: Statistics,
 }
@@ -52,7 +56,9 @@ struct Tap {
 impl LiveSource {
     /// Opens the rings. An interface that is named but not there is waited for; missing rights are an error.
     pub fn open(config: LiveConfig) -> Result<Self, Error> {
-        let mut source = Self { config, taps: Vec::new(), looked: None, statistics: Statistics::default() };
+        let names = Socket::new(Domain::UNIX, Type::DGRAM, None).map_err(|source| Error::Wait { source })?;
+        let mut source =
+            Self { config, taps: Vec::new(), names, looked: None, statistics: Statistics::default() };
         if source.config.interfaces.is_empty() {
             let ring = source
                 .ring(0, false)
@@ -80,9 +86,10 @@ impl LiveSource {
     /// Opens rings on named interfaces that appeared and closes those of interfaces that went.
     fn look(&mut self) -> Result<(), Error> {
         self.looked = Some(Instant::now());
-        let Self { taps, statistics, .. } = self;
+        let Self { taps, names, statistics, .. } = self;
         taps.retain(|tap| {
-            let stays = tap.name.as_deref().is_none_or(|name| interface_index(name) == Some(tap.index));
+            let stays =
+                tap.name.as_deref().is_none_or(|name| interface_index(names, name) == Some(tap.index));
             if !stays {
                 count(&tap.ring, statistics);
             }
@@ -92,7 +99,7 @@ impl LiveSource {
             if self.taps.iter().any(|tap| tap.name.as_deref() == Some(&name)) {
                 continue;
             }
-            let Some(index) = interface_index(&name) else { continue };
+            let Some(index) = interface_index(&self.names, &name) else { continue };
             match self.ring(index, name == "lo") {
                 Ok(ring) => self.taps.push(Tap { name: Some(name), index, ring }),
                 // It went between the look and the opening.
@@ -145,10 +152,7 @@ fn count(ring: &Ring, statistics: &mut Statistics) {
     }
 }
 
-/// The index of an interface that is there.
-fn interface_index(name: &str) -> Option<u32> {
-    if name.contains('/') || name.starts_with('.') {
-        return None;
-    }
-    std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex")).ok()?.trim().parse().ok()
+/// The index of an interface that is there. Asked of the kernel through a socket: `/sys` may show another network namespace.
+fn interface_index(socket: &Socket, name: &str) -> Option<u32> {
+    rustix::net::netdevice::name_to_index(socket, name).ok()
 }

@@ -50,6 +50,7 @@ pub struct Traffic {
     pub bytes: u64,
     /// Transport payload.
     pub l4_bytes: u64,
+    /// Of data, SYN, SYN-ACK and FIN.
     pub retransmissions: u32,
     pub zero_windows: u32,
     pub out_of_order: u32,
@@ -66,7 +67,7 @@ pub struct Activity {
     pub rtt: Delay,
     pub rtt_client: Delay,
     pub rtt_server: Delay,
-    /// System response time: data packet to the bare ACK by the other side's stack.
+    /// System response time: the client's data packet to the bare ACK by the server's stack; not where one of them was repeated.
     pub srt: Delay,
     /// Application response time: last request packet to first response packet (DNS and UDP alike).
     pub art: Delay,
@@ -109,7 +110,7 @@ pub struct FlowReport {
 pub struct Output {
     /// A report for each flow and second in which it did something, began or ended: feeds metrics.
     pub seconds: Vec<FlowReport>,
-    /// A report for each flow at its end and at each whole minute while it goes on: feeds `l4_flow_log`.
+    /// A report for each flow at its end and after each minute in which it did something: feeds `l4_flow_log`.
     pub logs: Vec<FlowReport>,
     /// Finished requests with their flow.
     pub sessions: Vec<(FlowFacts, Session)>,
