@@ -5,7 +5,7 @@
 
 demo_usage="usage: ./dev demo [--once] [--seconds N]"
 
-# Services that the demo's own traffic must make visible before --once says that all is well.
+# Protocols of the demo's own traffic: --once says that all is well when each of them has a named service with requests.
 DEMO_EXPECTED=()
 DEMO_NAMES=()
 DEMO_PIDS=()
@@ -101,7 +101,7 @@ END
     done >"$DEMO/nginx/requests"
     start nginx nginx -p "$DEMO/nginx" -c "$DEMO/nginx/nginx.conf" -e "$DEMO/log/nginx-error"
     start http-client bash -c "while :; do curl -sS --rate 30/s -K '$DEMO/nginx/requests'; sleep 0.1; done"
-    DEMO_EXPECTED+=(nginx)
+    DEMO_EXPECTED+=(HTTP)
     say "traffic: HTTP, nginx on 127.0.0.1:$front and :$back, 30 requests/s"
 }
 
@@ -113,7 +113,7 @@ traffic_redis() {
     start redis redis-server --bind 127.0.0.1 --port "$port" --save "" --appendonly no --dir "$DEMO/redis"
     start redis-client bash -c "until redis-cli -p $port SET visits 0; do sleep 0.1; done
         redis-cli -p $port -r -1 -i 0.05 INCR visits & redis-cli -p $port -r -1 -i 1 LPUSH visits wrong-type & wait"
-    DEMO_EXPECTED+=(redis)
+    DEMO_EXPECTED+=(Redis)
     say "traffic: Redis, redis-server on 127.0.0.1:$port, 20 requests/s"
 }
 
@@ -128,7 +128,7 @@ traffic_dns() {
         exec 3<>/dev/udp/127.0.0.1/$port
         ask() { printf '\\x12\\x34\\x01\\x00\\x00\\x01\\x00\\x00\\x00\\x00\\x00\\x00'\"\$1\"'\\x04demo\\x00\\x00\\x01\\x00\\x01' >&3; read -r -t 0.2 -N 1 -u 3 _; }
         while :; do ask '\\x04shop'; sleep 0.1; ask '\\x04shop'; sleep 0.1; ask '\\x04lost'; sleep 0.1; done"
-    DEMO_EXPECTED+=(dnsmasq)
+    DEMO_EXPECTED+=(DNS)
     say "traffic: DNS, dnsmasq on 127.0.0.1:$port, 10 requests/s"
 }
 
@@ -188,15 +188,15 @@ show_how_to_ask() {
 END
 }
 
-# Asks for the table until every service that the demo feeds has requests in it.
+# Asks for the table until every protocol that the demo feeds has a service with a name (not an address) and requests.
 show_once() {
-    local started=$SECONDS name missing
+    local started=$SECONDS protocol missing
     while :; do
         alive
         missing=""
         metaflow_ctl top --once >"$DEMO/table" 2>"$DEMO/log/ctl" || missing="an answer of the node"
-        for name in "${DEMO_EXPECTED[@]}"; do
-            grep -qE "^[^a-z]*$name.*[1-9]" "$DEMO/table" || missing+=" $name"
+        for protocol in "${DEMO_EXPECTED[@]}"; do
+            grep -qE "^[A-Za-z].* +$protocol +[0-9.]*[1-9]" "$DEMO/table" || missing+=" $protocol"
         done
         [ -n "$missing" ] || break
         if ((SECONDS - started >= 60)); then
