@@ -28,13 +28,13 @@ SELECT min(id) AS c0, name AS c1 FROM flow_tag.dictionary WHERE ((kind = 3) AND 
 -- Tag value []
 -- Tag display_name []
 -- at most 100 rows
-SELECT min(k1) AS c0, toString(multiIf((k0 = 255), if((startsWith(toString(k2), '::ffff:') AND isIPv4String(substring(toString(k2), 8))), substring(toString(k2), 8), toString(k2)), (k0 = 254), 'internet', n0)) AS c1 FROM (SELECT g.*, n.name AS n0 FROM (SELECT kind, id, name FROM flow_tag.dictionary WHERE kind < 40) AS n RIGHT ANY JOIN (SELECT DISTINCT auto_service_type_1 AS k0, auto_service_id_1 AS k1, if((auto_service_type_1 = 255), ip_1, toIPv6('::')) AS k2 FROM flow_metrics.`application_map.1m` WHERE (auto_service_type_1 != 0)) AS g ON n.kind = g.k0 AND n.id = g.k1) GROUP BY c1 ORDER BY c1 LIMIT 100;
+SELECT min(k1) AS c0, multiIf((k0 = 255), if((startsWith(toString(k2), '::ffff:') AND isIPv4String(substring(toString(k2), 8))), substring(toString(k2), 8), toString(k2)), (k0 = 254), 'internet', n0) AS c1 FROM (SELECT g.*, n.name AS n0 FROM (SELECT kind, id, name FROM flow_tag.dictionary WHERE kind < 40) AS n RIGHT ANY JOIN (SELECT DISTINCT auto_service_type_0 AS k0, auto_service_id_0 AS k1, if((auto_service_type_0 = 255), ip_0, toIPv6('::')) AS k2 FROM flow_metrics.`application_map.1m` WHERE (auto_service_type_0 != 0) UNION DISTINCT SELECT DISTINCT auto_service_type_1 AS k0, auto_service_id_1 AS k1, if((auto_service_type_1 = 255), ip_1, toIPv6('::')) AS k2 FROM flow_metrics.`application_map.1m` WHERE (auto_service_type_1 != 0)) AS g ON n.kind = g.k0 AND n.id = g.k1) GROUP BY c1 ORDER BY c1 LIMIT 100;
 
 --> SHOW TAG chost VALUES FROM network WHERE subnet_id != 1 AND subnet != 'xx'
 -- Tag value []
 -- Tag display_name []
 -- at most 10000 rows
-SELECT min(k0) AS c0, toString(n0) AS c1 FROM (SELECT g.*, n.name AS n0 FROM (SELECT kind, id, name FROM flow_tag.dictionary WHERE kind = 4) AS n RIGHT ANY JOIN (SELECT DISTINCT chost_id AS k0 FROM flow_metrics.`network.1m` WHERE ((NOT (subnet_id = 1) AND NOT (subnet_id IN (SELECT id FROM flow_tag.dictionary WHERE ((kind = 6) AND (name = 'xx'))))) AND (chost_id != 0))) AS g ON n.id = g.k0) GROUP BY c1 ORDER BY c1 LIMIT 10000;
+SELECT min(k0) AS c0, n0 AS c1 FROM (SELECT g.*, n.name AS n0 FROM (SELECT kind, id, name FROM flow_tag.dictionary WHERE kind = 4) AS n RIGHT ANY JOIN (SELECT DISTINCT chost_id AS k0 FROM flow_metrics.`network.1m` WHERE ((NOT (subnet_id = 1) AND NOT (subnet_id IN (SELECT id FROM flow_tag.dictionary WHERE ((kind = 6) AND (name = 'xx'))))) AND (chost_id != 0))) AS g ON n.id = g.k0) GROUP BY c1 ORDER BY c1 LIMIT 10000;
 
 --> SHOW TAG tap_side VALUES FROM l7_flow_log
 -- value | display_name | description
@@ -66,3 +66,21 @@ SELECT min(k0) AS c0, toString(n0) AS c1 FROM (SELECT g.*, n.name AS n0 FROM (SE
 -- UniqExact | tag, ... | number of different values
 -- TopK | tag, ..., number | most frequent values, joined by commas
 -- Any | tag, ... | some value
+
+--> SHOW TAG ip VALUES FROM l7_flow_log WHERE response_duration > 1980
+-- Tag value []
+-- Tag display_name []
+-- at most 10000 rows
+SELECT min(if((startsWith(toString(k0), '::ffff:') AND isIPv4String(substring(toString(k0), 8))), substring(toString(k0), 8), toString(k0))) AS c0, toString(if((startsWith(toString(k0), '::ffff:') AND isIPv4String(substring(toString(k0), 8))), substring(toString(k0), 8), toString(k0))) AS c1 FROM (SELECT DISTINCT ip_0 AS k0 FROM flow_log.`l7_flow_log` WHERE ((response_duration > 1980) AND (ip_0 != toIPv6('::'))) UNION DISTINCT SELECT DISTINCT ip_1 AS k0 FROM flow_log.`l7_flow_log` WHERE ((response_duration > 1980) AND (ip_1 != toIPv6('::')))) GROUP BY c1 ORDER BY c1 LIMIT 10000;
+
+--> SHOW TAG process VALUES FROM application WHERE auto_service = 'nginx'
+-- Tag value []
+-- Tag display_name []
+-- at most 10000 rows
+SELECT min(k0) AS c0, n0 AS c1 FROM (SELECT g.*, n.name AS n0 FROM (SELECT kind, id, name FROM flow_tag.dictionary WHERE kind = 13) AS n RIGHT ANY JOIN (SELECT DISTINCT process_id AS k0 FROM flow_metrics.`application.1m` WHERE ((auto_service_type, auto_service_id) IN (SELECT kind, id FROM flow_tag.dictionary WHERE (name = 'nginx')) AND (process_id != 0))) AS g ON n.id = g.k0) GROUP BY c1 ORDER BY c1 LIMIT 10000;
+
+--> SHOW TAG l7_protocol VALUES FROM application WHERE auto_service = 'nginx'
+-- Tag value []
+-- Tag display_name []
+-- at most 10000 rows
+SELECT min(k0) AS c0, transform(k0, [0, 20, 21, 41, 60, 61, 80, 120], ['N/A', 'HTTP', 'HTTP2', 'gRPC', 'MySQL', 'PostgreSQL', 'Redis', 'DNS'], toString(k0)) AS c1 FROM (SELECT DISTINCT l7_protocol AS k0 FROM flow_metrics.`application.1m` WHERE ((auto_service_type, auto_service_id) IN (SELECT kind, id FROM flow_tag.dictionary WHERE (name = 'nginx')) AND 1)) GROUP BY c1 ORDER BY c1 LIMIT 10000;

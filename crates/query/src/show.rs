@@ -15,7 +15,7 @@ use crate::{
     select::FUNCTIONS,
     sql::{Layer, Registry, Sql, Writer},
     statement::{Name, Show, What},
-    tag,
+    tag::{self, Ends},
 };
 
 pub(crate) fn compile(show: &Show, request: &Request<'_>) -> Result<Compiled, Error> {
@@ -198,7 +198,7 @@ fn tag_values(show: &Show, tag: &Name, table: &Name, request: &Request<'_>) -> R
     let scope = filter::Scope { family: source.family, items: &[], now: request.now_seconds };
     let condition = show.filter.as_ref().map(|filter| filter::condition(filter, &scope)).transpose()?;
     let range = range::bounds(show.filter.as_ref(), request.now_seconds)?;
-    Ok(from_rows(show, found, source.table(range, None, request.now_seconds), condition))
+    Ok(from_rows(show, ends, source.table(range, None, request.now_seconds), condition))
 }
 
 /// The filter as a condition on dictionary rows; none when it speaks of other tags.
@@ -252,36 +252,41 @@ fn from_dictionary(show: &Show, condition: Sql) -> Compiled {
     finish(show, out)
 }
 
+/// The values that rows have, in either end where the tag is named without one.
 fn from_rows(
     show: &Show,
-    tag: &'static Tag,
+    ends: Ends,
     table: &'static metaflow_schema::Table,
     condition: Option<Sql>,
 ) -> Compiled {
+    let tag = ends.shown();
     let mut registry = Registry::default();
     let keys: Vec<Sql> = tag::parts(&tag.value).into_iter().map(|part| registry.key(part)).collect();
-    let value = match &tag.value {
-        TagValue::TypedName { .. } => keys[1].clone(),
-        TagValue::Name { .. } | TagValue::EnumName { .. } | TagValue::Enum { .. } => keys[0].clone(),
-        _ => tag::shown_of_keys(&tag.value, &keys, &mut registry),
+    let shown = tag::shown_of_keys(&tag.value, &keys, &mut registry);
+    let (value, display) = match &tag.value {
+        TagValue::TypedName { .. } => (keys[1].clone(), shown),
+        TagValue::Name { .. } | TagValue::EnumName { .. } => (keys[0].clone(), shown),
+        TagValue::Enum { values, .. } => (keys[0].clone(), tag::enum_name(keys[0].clone(), values)),
+        _ => (shown.clone(), Sql::Call("toString", vec![shown])),
     };
-    let display = match &tag.value {
-        TagValue::Enum { values, .. } => tag::enum_name(keys[0].clone(), values),
-        _ => Sql::Call("toString", vec![tag::shown_of_keys(&tag.value, &keys, &mut registry)]),
-    };
-    let filter = Sql::all(condition.into_iter().chain([tag::exists(&tag.value)]).collect());
     let mut inner = Writer::new(&registry, Layer::Rows);
-    inner.raw("SELECT DISTINCT ");
-    for at in 0..registry.keys.len() {
-        inner.raw(if at > 0 { ", " } else { "" });
-        inner.sql(&registry.keys[at]);
-        inner.raw(" AS ");
-        inner.alias('k', at);
+    let both = match ends {
+        Ends::One(tag) => vec![tag],
+        Ends::Either(client, server) => vec![client, server],
+    };
+    for (at, tag) in both.into_iter().enumerate() {
+        inner.raw(if at > 0 { " UNION DISTINCT SELECT DISTINCT " } else { "SELECT DISTINCT " });
+        for (number, part) in tag::parts(&tag.value).iter().enumerate() {
+            inner.raw(if number > 0 { ", " } else { "" });
+            inner.sql(part);
+            inner.raw(" AS ");
+            inner.alias('k', number);
+        }
+        inner.raw(" FROM ");
+        inner.table(table);
+        inner.raw(" WHERE ");
+        inner.sql(&Sql::all(condition.iter().cloned().chain([tag::exists(&tag.value)]).collect()));
     }
-    inner.raw(" FROM ");
-    inner.table(table);
-    inner.raw(" WHERE ");
-    inner.sql(&filter);
     let mut out = Writer::new(&registry, Layer::Outer);
     out.raw("SELECT min(");
     out.sql(&value);

@@ -124,6 +124,12 @@ pub(crate) fn is_looked_up(value: &TagValue) -> bool {
 /// Whether a row has the tag at all.
 pub(crate) fn exists(value: &'static TagValue) -> Sql {
     match value {
+        // 0 may be a value with a name, e.g. a response status.
+        TagValue::Enum { values, .. } | TagValue::EnumName { values, .. }
+            if values.iter().any(|value| value.value == 0) =>
+        {
+            Sql::Integer(1)
+        }
         TagValue::Number { column }
         | TagValue::Enum { column, .. }
         | TagValue::EnumName { column, .. }

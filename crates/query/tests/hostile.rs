@@ -106,7 +106,7 @@ fn without_literals(sql: &str) -> String {
 
 /// Every word that a statement may hold: columns and tables of the catalogue, and the words of the renderer.
 static VOCABULARY: LazyLock<HashSet<String>> = LazyLock::new(|| {
-    const WORDS: &str = "SELECT DISTINCT FROM WHERE GROUP BY HAVING ORDER DESC LIMIT OFFSET AS IN AND OR NOT LIKE NULL WITH FILL TO STEP RIGHT ANY JOIN ON g n0 n1 n2 n3 \
+    const WORDS: &str = "SELECT DISTINCT FROM WHERE GROUP BY HAVING ORDER DESC LIMIT OFFSET AS IN AND OR NOT LIKE NULL WITH FILL TO STEP RIGHT ANY JOIN UNION ON g n0 n1 n2 n3 \
         n d q x flow_tag dictionary kind id name toUInt8 toUInt64 toUnixTimestamp toUnixTimestamp64Micro toDateTime toDateTime64 toIPv6 \
         toString toInt64 greatest intDiv nullIf if multiIf transform dictGet startsWith substring isIPv4String like match tuple tupleElement \
         arrayMap arrayFilter arrayReduce arrayElement arrayStringConcat negate toNullable sum count countIf max min any anyIf uniqIf uniqExactIf \
