@@ -156,7 +156,8 @@ impl Process {
     }
 
     /// Waits until the store has all, as long as something moves within `patience`. True when it has.
-    async fn drain(&self, patience: Duration, give_up: &CancellationToken) -> bool {
+    /// Without `is_patient`, a missing connection ends it at once.
+    async fn drain(&self, patience: Duration, is_patient: bool, give_up: &CancellationToken) -> bool {
         let mut look = tokio::time::interval(Duration::from_millis(10));
         let mut last = (0, Instant::now());
         while !give_up.is_cancelled() {
@@ -167,9 +168,10 @@ impl Process {
             }
             let committed = spool.stats().committed_batches;
             drop(spool);
+            let may_connect = self.state.connected.load(Ordering::Relaxed) || is_patient;
             if committed > last.0 {
                 last = (committed, Instant::now());
-            } else if last.1.elapsed() >= patience {
+            } else if last.1.elapsed() >= patience || !may_connect {
                 return false;
             }
         }

@@ -4,7 +4,14 @@
 //! later (it may have moved to its cgroup), and when its name changes. Links of descriptors are read only when the socket tables show
 //! an inode that is not known, and no more than [`LINKS_MAX`] a look.
 
-use std::{collections::BTreeMap, ffi::OsStr, fs, os::unix::ffi::OsStrExt as _, path::Path};
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Read as _},
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt},
+    path::Path,
+};
 
 use metaflow_wire::{Interface, Process};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -23,6 +30,10 @@ const LISTENERS_MAX: usize = 20_000;
 const LINKS_MAX: usize = 20_000;
 /// Network namespaces whose sockets are read.
 const NAMESPACES_MAX: usize = 64;
+/// Looks between two readings of the sockets of other network namespaces.
+const OTHER_NAMESPACES_EVERY: u32 = 5;
+/// Largest text of one table: about 100,000 sockets.
+const TEXT_MAX: usize = 16 << 20;
 /// Looks that search for the process of a socket; sockets of the kernel have none.
 const SEARCHES_MAX: u8 = 3;
 /// Looks between two readings of the interfaces.
@@ -55,6 +66,9 @@ pub struct Collector {
     /// Process at which the next search begins when the last one ran out of links.
     search_from: u32,
     interfaces: Vec<Interface>,
+    /// Sockets of other network namespaces.
+    others: Vec<(u8, Entry)>,
+    text: Vec<u8>,
 }
 
 impl Collector {
@@ -129,23 +143,48 @@ impl Collector {
         self.known.retain(|pid, _| alive.contains(pid));
     }
 
-    /// The sockets of every network namespace that a process is in.
-    fn read_tables(&self) -> Vec<(u8, Entry)> {
-        let mut namespaces: FxHashMap<u64, u32> = FxHashMap::default();
-        for (pid, known) in &self.known {
-            if namespaces.len() < NAMESPACES_MAX {
-                namespaces.entry(known.namespace).or_insert(*pid);
+    /// The sockets of every network namespace that a process is in: of this one over netlink, of the others by their texts, which cost
+    /// more and are read less often.
+    fn read_tables(&mut self) -> Vec<(u8, Entry)> {
+        let own = namespace_of("self");
+        let mut entries = Vec::new();
+        for ip_protocol in [TCP, UDP] {
+            match netlink::sockets(ip_protocol) {
+                Ok(sockets) => entries.extend(sockets.into_iter().map(|entry| (ip_protocol, entry))),
+                // The kernel lacks the module.
+                Err(_) => self.read_texts("self", ip_protocol, &mut entries),
             }
         }
-        let mut entries = Vec::new();
-        for pid in namespaces.into_values() {
-            for (table, ip_protocol) in TABLES {
-                if let Ok(text) = fs::read_to_string(format!("/proc/{pid}/net/{table}")) {
-                    entries.extend(sockets::parse(&text).map(|entry| (ip_protocol, entry)));
+        if self.looks % OTHER_NAMESPACES_EVERY == 1 {
+            let mut namespaces: FxHashMap<u64, u32> = FxHashMap::default();
+            for (pid, known) in self.known.iter().filter(|(_, known)| known.namespace != own) {
+                if namespaces.len() < NAMESPACES_MAX {
+                    namespaces.entry(known.namespace).or_insert(*pid);
                 }
             }
+            let mut others = Vec::new();
+            for pid in namespaces.into_values() {
+                for ip_protocol in [TCP, UDP] {
+                    self.read_texts(&pid.to_string(), ip_protocol, &mut others);
+                }
+            }
+            self.others = others;
         }
+        entries.extend_from_slice(&self.others);
         entries
+    }
+
+    fn read_texts(&mut self, process: &str, ip_protocol: u8, entries: &mut Vec<(u8, Entry)>) {
+        for (table, _) in TABLES.iter().filter(|(_, protocol)| *protocol == ip_protocol) {
+            // Each read walks the kernel's table up to its place: few large ones are cheaper.
+            self.text.clear();
+            let read = File::open(format!("/proc/{process}/net/{table}"))
+                .and_then(|mut file| read_in_large_pieces(&mut file, &mut self.text));
+            if read.is_ok() {
+                let text = String::from_utf8_lossy(&self.text);
+                entries.extend(sockets::parse(&text).map(|entry| (ip_protocol, entry)));
+            }
+        }
     }
 
     /// Finds the processes of sockets that are new.
@@ -196,6 +235,24 @@ impl Collector {
     }
 }
 
+fn namespace_of(process: &str) -> u64 {
+    fs::metadata(format!("/proc/{process}/ns/net")).map_or(0, |metadata| MetadataExt::ino(&metadata))
+}
+
+fn read_in_large_pieces(file: &mut File, text: &mut Vec<u8>) -> io::Result<()> {
+    const PIECE: usize = 256 << 10;
+    while text.len() < TEXT_MAX {
+        let length = text.len();
+        text.resize(length + PIECE, 0);
+        let read = file.read(&mut text[length..])?;
+        text.truncate(length + read);
+        if read == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
 fn numbers(directory: &Path) -> impl Iterator<Item = u32> {
     fs::read_dir(directory)
         .into_iter()
@@ -214,8 +271,7 @@ fn read_details(pid: u32, stat: Stat, is_fresh: bool) -> Known {
     let arguments = process::arguments(&fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default());
     let Belonging { unit, container_id, pod_uid } =
         read_text(pid, "cgroup").map(|text| process::parse_cgroup(&text)).unwrap_or_default();
-    let namespace = fs::metadata(format!("/proc/{pid}/ns/net"))
-        .map_or(0, |metadata| std::os::unix::fs::MetadataExt::ino(&metadata));
+    let namespace = namespace_of(&pid.to_string());
     let process = Process {
         pid,
         start_ticks: stat.start_ticks,

@@ -1,4 +1,4 @@
-//! Texts of /proc/net/{tcp,udp}{,6}. Pure.
+//! Sockets of the kernel's tables, and the texts of /proc/net/{tcp,udp}{,6}. Pure.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -6,6 +6,9 @@ const TCP_ESTABLISHED: u8 = 1;
 const TCP_LISTEN: u8 = 10;
 /// An unconnected UDP socket.
 const UDP_OPEN: u8 = 7;
+
+/// Bits of the states in which a socket has a process: all but the last wait of a closed connection.
+pub(super) const STATES_WITH_PROCESS: u32 = 0xfff & !(1 << 6);
 
 /// A socket of the kernel's tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +31,11 @@ fn parse_line(line: &str) -> Option<Entry> {
     let remote = parse_address(fields.next()?)?;
     let state = u8::from_str_radix(fields.next()?, 16).ok()?;
     let inode: u64 = fields.nth(5)?.parse().ok()?;
+    entry(local, remote, state, inode)
+}
+
+/// None for sockets without a process and without a use.
+pub(super) fn entry(local: SocketAddr, remote: SocketAddr, state: u8, inode: u64) -> Option<Entry> {
     let is_listener = matches!(state, TCP_LISTEN | UDP_OPEN) && remote.port() == 0;
     let is_connected = state >= TCP_ESTABLISHED && remote.port() != 0;
     (inode != 0 && (is_listener || is_connected)).then_some(Entry {

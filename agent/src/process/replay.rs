@@ -66,7 +66,7 @@ pub async fn replay(
         process.hurry.store(true, Ordering::Relaxed);
     }
     process.seal().await?;
-    let is_committed = process.drain(replay.patience, &stop).await;
+    let is_committed = process.drain(replay.patience, true, &stop).await;
     let status = process.end().await?;
     let result = read.and_then(|()| {
         if !is_committed {

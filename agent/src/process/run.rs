@@ -68,7 +68,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<Stat
     halt.store(true, Ordering::Relaxed);
     let captured = join(thread, "capture").await?;
     process.seal().await?;
-    process.drain(LINGER, &CancellationToken::new()).await;
+    process.drain(LINGER, false, &CancellationToken::new()).await;
     stop.cancel();
     join(looking, "facts").await?;
     let path = process.config.data_dir.join("status.json");
