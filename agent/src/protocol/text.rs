@@ -17,7 +17,7 @@ const DIGITS_MIN: usize = 4;
 pub(crate) fn text(bytes: &[u8], max: usize) -> String {
     let bytes = &bytes[..bytes.len().min(max)];
     match std::str::from_utf8(bytes) {
-        Ok(text) if !bytes.contains(&0) => text.to_owned(),
+        Ok(text) if bytes.iter().fold(true, |clean, byte| clean & (*byte != 0)) => text.to_owned(),
         Ok(text) => text.replace('\0', " "),
         // A cut in the middle of a character is not the sender's fault.
         Err(error) if bytes.len() == max && error.valid_up_to() + 4 > max => {
@@ -51,16 +51,20 @@ pub(crate) fn trim(bytes: &[u8]) -> &[u8] {
 pub(crate) fn endpoint(target: &str) -> String {
     let path = path_of(target);
     let mut out = String::with_capacity(path.len());
-    for (count, segment) in path.split('/').enumerate() {
-        if count > 0 {
+    let (mut start, mut count) = (0, 0);
+    for (at, byte) in path.bytes().enumerate() {
+        if byte == b'/' {
+            push_segment(&mut out, &path[start..at]);
             out.push('/');
+            start = at + 1;
+            count += 1;
+            if count > SEGMENTS_MAX {
+                out.push_str(MARK);
+                return out;
+            }
         }
-        if count > SEGMENTS_MAX {
-            out.push_str(MARK);
-            break;
-        }
-        push_segment(&mut out, segment);
     }
+    push_segment(&mut out, &path[start..]);
     out
 }
 
@@ -86,15 +90,33 @@ pub(crate) fn normalised(name: &str) -> String {
 /// Appends a segment, or what stands for it.
 fn push_segment(out: &mut String, segment: &str) {
     let bytes = segment.as_bytes();
-    if bytes.len() > SEGMENT_MAX || is_id(bytes) {
-        out.push_str(MARK);
-        return;
-    }
-    if !bytes.iter().any(u8::is_ascii_digit) {
+    if bytes.len() < 16 && !bytes.iter().any(u8::is_ascii_digit) {
         out.push_str(segment);
         return;
     }
-    // Names with a long number in them: the number goes.
+    let (mut digits, mut hex, mut letters) = (0, 0, 0);
+    for byte in bytes {
+        digits += usize::from(byte.is_ascii_digit());
+        hex += usize::from(byte.is_ascii_hexdigit() || *byte == b'-');
+        letters += usize::from(byte.is_ascii_alphabetic());
+    }
+    // Numbers, UUIDs, hexadecimal and long mixed tokens.
+    let whole = bytes.len();
+    let is_id = (digits == whole && digits > 0)
+        || (hex == whole && ((digits > 0 && whole >= 8) || whole >= 16))
+        || (digits > 2 && letters > 0 && whole >= 20);
+    if whole > SEGMENT_MAX || is_id {
+        out.push_str(MARK);
+    } else if digits < DIGITS_MIN {
+        out.push_str(segment);
+    } else {
+        push_without_numbers(out, segment);
+    }
+}
+
+/// Names with a long number in them: the number goes.
+fn push_without_numbers(out: &mut String, segment: &str) {
+    let bytes = segment.as_bytes();
     let mut plain = 0;
     let mut at = 0;
     while at < bytes.len() {
@@ -109,30 +131,19 @@ fn push_segment(out: &mut String, segment: &str) {
     out.push_str(&segment[plain..]);
 }
 
-/// Numbers, UUIDs, hexadecimal and long mixed tokens.
-fn is_id(segment: &[u8]) -> bool {
-    if segment.is_empty() {
-        return false;
-    }
-    let digits = segment.iter().filter(|byte| byte.is_ascii_digit()).count();
-    let hex = segment.iter().filter(|byte| byte.is_ascii_hexdigit() || **byte == b'-').count();
-    let letters = segment.iter().filter(|byte| byte.is_ascii_alphabetic()).count();
-    digits == segment.len()
-        || (hex == segment.len() && digits > 0 && segment.len() >= 8)
-        || (hex == segment.len() && segment.len() >= 16)
-        || (digits > 2 && letters > 0 && segment.len() >= 20)
-}
-
 /// The path of an origin-form or absolute-form target.
 fn path_of(target: &str) -> &str {
-    let end = target.find(['?', '#', ';']).unwrap_or(target.len());
+    let end = memchr::memchr3(b'?', b'#', b';', target.as_bytes()).unwrap_or(target.len());
     let target = &target[..end];
+    if target.starts_with('/') {
+        return target;
+    }
     match target.find("://") {
-        Some(scheme) if !target.starts_with('/') => {
+        Some(scheme) => {
             let rest = &target[scheme + 3..];
             rest.find('/').map_or("/", |slash| &rest[slash..])
         }
-        _ => target,
+        None => target,
     }
 }
 

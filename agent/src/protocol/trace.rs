@@ -19,6 +19,10 @@ impl Trace {
 
     /// Takes a header in. `name` in any case; false when it is not a trace header.
     pub(crate) fn header(&mut self, name: &[u8], value: &[u8]) -> bool {
+        // All of them begin with one of these: most headers are told by their first byte.
+        if !name.first().is_some_and(|first| matches!(first | 0x20, b't' | b's' | b'b' | b'x' | b'u')) {
+            return false;
+        }
         match name.len() {
             11 if name.eq_ignore_ascii_case(b"traceparent") => self.traceparent(value),
             3 if name.eq_ignore_ascii_case(b"sw8") => self.sw8(value),

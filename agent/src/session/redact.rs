@@ -37,7 +37,7 @@ pub(crate) fn url(config: &Config, bytes: &[u8], max: usize) -> String {
         return url;
     }
     let url = without_user(url);
-    let mut url = match url.find('?') {
+    let mut url = match memchr::memchr(b'?', url.as_bytes()) {
         Some(mark) => without_secrets(url, mark + 1),
         None => url,
     };
@@ -122,7 +122,10 @@ fn is_card(number: &[u8]) -> bool {
 
 /// `http://user:password@host/` without the part before the `@`.
 fn without_user(mut url: String) -> String {
-    let Some(scheme) = url.find("://").filter(|_| !url.starts_with('/')) else { return url };
+    if url.starts_with('/') {
+        return url;
+    }
+    let Some(scheme) = url.find("://") else { return url };
     let start = scheme + 3;
     let end = url[start..].find(['/', '?', '#']).map_or(url.len(), |end| start + end);
     if let Some(at) = url[start..end].rfind('@') {
@@ -158,10 +161,28 @@ fn is_secret(name: &str, value: &str) -> bool {
     if value.is_empty() {
         return false;
     }
-    let name = name.to_ascii_lowercase();
-    SECRET_NAMES.contains(&name.as_str())
-        || SECRET_PARTS.iter().any(|part| name.contains(part))
+    has_secret_part(name.as_bytes())
+        || SECRET_NAMES.iter().any(|secret| name.eq_ignore_ascii_case(secret))
         || is_token(value)
+}
+
+/// Looks at each place of a name. Two letters tell nearly always that no secret begins there.
+fn has_secret_part(name: &[u8]) -> bool {
+    name.windows(2).enumerate().any(|(at, pair)| {
+        let begins = matches!(
+            (pair[0] | 0x20, pair[1] | 0x20),
+            (b'p', b'a' | b'w')
+                | (b's', b'e')
+                | (b't', b'o')
+                | (b'a', b'p' | b'c' | b'u')
+                | (b'c', b'r')
+                | (b'j', b'w')
+        );
+        begins
+            && SECRET_PARTS.iter().any(|part| {
+                name[at..].get(..part.len()).is_some_and(|here| here.eq_ignore_ascii_case(part.as_bytes()))
+            })
+    })
 }
 
 /// A JSON web token, or a long mixture of letters and digits that is no UUID.

@@ -1,6 +1,6 @@
 //! Heads of HTTP/1 messages: first line, the headers that matter, and how the body is delimited.
 
-use memchr::{memchr, memmem};
+use memchr::{memchr, memchr_iter};
 
 use super::{Kind, Request, Response, outcome};
 use crate::protocol::text::{NAME_MAX, TEXT_MAX, endpoint, text, trim};
@@ -50,6 +50,8 @@ const METHODS: [&[u8]; 18] = [
 ];
 /// A first line that does not end within this is judged by its beginning.
 const RECOGNISE_MAX: usize = 512;
+/// The longest names that matter are X-B3-ParentSpanId and Transfer-Encoding.
+const NAME_LENGTH_MAX: usize = 17;
 /// More headers than any real message has: what follows is not looked at.
 const HEADERS_MAX: usize = 256;
 
@@ -137,12 +139,18 @@ impl Body {
     }
 }
 
-/// Calls `each` with name and value of every header line.
-fn headers<'a>(mut rest: &'a [u8], mut each: impl FnMut(&'a [u8], &'a [u8])) {
-    for _ in 0..HEADERS_MAX {
-        let Some((line, size)) = line(rest, usize::MAX) else { return };
-        rest = &rest[size..];
-        if let Some(colon) = memchr(b':', &line[..line.len().min(64)]) {
+/// Calls `each` with name and value of the header lines that may matter: they are told by their first letter.
+fn headers<'a>(rest: &'a [u8], mut each: impl FnMut(&'a [u8], &'a [u8])) {
+    let mut start = 0;
+    for end in memchr_iter(b'\n', rest).take(HEADERS_MAX) {
+        let line = &rest[start..end];
+        start = end + 1;
+        let Some(first) = line.first() else { return };
+        if !matches!(first | 0x20, b'b' | b'c' | b'h' | b'r' | b's' | b't' | b'u' | b'x') {
+            continue;
+        }
+        // Names are short: a plain loop finds their end sooner than a vectorised search begins.
+        if let Some(colon) = line.iter().take(NAME_LENGTH_MAX + 1).position(|byte| *byte == b':') {
             each(&line[..colon], trim(&line[colon + 1..]));
         }
     }
@@ -150,13 +158,16 @@ fn headers<'a>(mut rest: &'a [u8], mut each: impl FnMut(&'a [u8], &'a [u8])) {
 
 /// Bytes of a head with its empty line; what is there when no more can be had and the first line is whole. None: incomplete.
 pub(super) fn size(bytes: &[u8], last: bool) -> Option<usize> {
-    if let Some(end) = memmem::find(bytes, b"\r\n\r\n") {
-        return Some(end + 4);
+    let mut lines = 0;
+    for end in memchr_iter(b'\n', bytes) {
+        lines += 1;
+        match bytes[end + 1..] {
+            [b'\r', b'\n', ..] => return Some(end + 3),
+            [b'\n', ..] => return Some(end + 2),
+            _ => {}
+        }
     }
-    if let Some(end) = memmem::find(bytes, b"\n\n") {
-        return Some(end + 2);
-    }
-    (last && (memchr(b'\n', bytes).is_some() || request_line(bytes).is_some())).then_some(bytes.len())
+    (last && (lines > 0 || request_line(bytes).is_some())).then_some(bytes.len())
 }
 
 /// A line without its end, and its size with it.
