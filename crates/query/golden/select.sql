@@ -109,3 +109,17 @@ SELECT ((intDiv(toUnixTimestamp64Micro(toDateTime64(time, 6, 'UTC')), 200000) * 
 -- Metric r [requests]
 -- at most 10000 rows
 SELECT c0, c1, c2 FROM (SELECT c0, c1, c2 FROM (SELECT k0 AS c0, multiIf((k1 = 255), if((startsWith(toString(k3), '::ffff:') AND isIPv4String(substring(toString(k3), 8))), substring(toString(k3), 8), toString(k3)), (k1 = 254), 'internet', n0) AS c1, sum(a0) AS c2 FROM (SELECT g.*, n.name AS n0 FROM (SELECT kind, id, name FROM flow_tag.dictionary WHERE kind < 40) AS n RIGHT ANY JOIN (SELECT (intDiv(toUnixTimestamp(time), 60) * 60) AS k0, auto_service_type AS k1, auto_service_id AS k2, if((auto_service_type = 255), ip, toIPv6('::')) AS k3, sum(request) AS a0 FROM flow_metrics.`application.1m` WHERE (time >= toDateTime(1699999600, 'UTC')) GROUP BY k0, k1, k2, k3) AS g ON n.kind = g.k1 AND n.id = g.k2) GROUP BY c0, c1) WHERE (c1) IN (SELECT c1 FROM (SELECT k0 AS c0, multiIf((k1 = 255), if((startsWith(toString(k3), '::ffff:') AND isIPv4String(substring(toString(k3), 8))), substring(toString(k3), 8), toString(k3)), (k1 = 254), 'internet', n0) AS c1, sum(a0) AS c2 FROM (SELECT g.*, n.name AS n0 FROM (SELECT kind, id, name FROM flow_tag.dictionary WHERE kind < 40) AS n RIGHT ANY JOIN (SELECT (intDiv(toUnixTimestamp(time), 60) * 60) AS k0, auto_service_type AS k1, auto_service_id AS k2, if((auto_service_type = 255), ip, toIPv6('::')) AS k3, sum(request) AS a0 FROM flow_metrics.`application.1m` WHERE (time >= toDateTime(1699999600, 'UTC')) GROUP BY k0, k1, k2, k3) AS g ON n.kind = g.k1 AND n.id = g.k2) GROUP BY c0, c1) GROUP BY c1 ORDER BY max(c2) DESC, c1 LIMIT 5) ORDER BY c1, c0 WITH FILL FROM 1699999620 TO 1700000001 STEP 60) ORDER BY c0 LIMIT 10000;
+
+--> SELECT pod_0, Sum(request) FROM l7_flow_log GROUP BY pod_id_0 ORDER BY pod_0
+-- Tag pod_0 []
+-- Metric Sum(request) [requests]
+-- at most 10000 rows
+SELECT n0 AS c0, sum(a0) AS c1 FROM (SELECT g.*, n.name AS n0 FROM (SELECT kind, id, name FROM flow_tag.dictionary WHERE kind = 11) AS n RIGHT ANY JOIN (SELECT pod_id_0 AS k0, sum((toUInt64(l7_type IN (0, 2)))) AS a0 FROM flow_log.`l7_flow_log` GROUP BY k0) AS g ON n.id = g.k0) GROUP BY k0, c0 ORDER BY c0 LIMIT 10000;
+
+--> SELECT time(time, 10, 1, 'null') t, Histogram(Sum(request), 4), Histogram(rrt, 3), Sum(request) FROM application WHERE time > now() - 100 GROUP BY t
+-- Time t [s]
+-- Metric Histogram(Sum(request), 4) []
+-- Metric Histogram(rrt, 3) []
+-- Metric Sum(request) [requests]
+-- at most 10000 rows
+SELECT c0, c1, c2, c3 FROM (SELECT (intDiv(toUnixTimestamp(time), 10) * 10) AS c0, arrayReduce('histogram(4)', tupleElement(sumMappedArrays([toUnixTimestamp(time)], [request]), 2)) AS c1, histogramIf(3)((rrt_sum / rrt_count), (rrt_count > 0)) AS c2, toNullable(sum(request)) AS c3 FROM flow_metrics.`application.1s` WHERE (time >= toDateTime(1699999901, 'UTC')) GROUP BY (intDiv(toUnixTimestamp(time), 10) * 10) ORDER BY c0 WITH FILL FROM 1699999900 TO 1700000001 STEP 10) LIMIT 10000;

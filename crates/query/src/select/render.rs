@@ -73,7 +73,16 @@ fn grouped<'a>(plan: &'a Plan, group: &[Sql]) -> Writer<'a> {
     out.outputs(plan);
     out.named_groups(&inner);
     out.raw(" GROUP BY ");
-    for (at, part) in group.iter().enumerate() {
+    // A name follows from an id that is grouped by, which the engine cannot know: it is grouped by too.
+    let outputs = plan.outputs.iter().map(|output| (&output.sql, output.looked_up));
+    let orders = plan.order.iter().map(|order| (&order.sql, order.looked_up));
+    let mut parts: Vec<&Sql> = group.iter().collect();
+    for (sql, looked_up) in outputs.chain(orders) {
+        if looked_up && !parts.contains(&sql) {
+            parts.push(sql);
+        }
+    }
+    for (at, part) in parts.into_iter().enumerate() {
         out.raw(if at > 0 { ", " } else { "" });
         match plan.outputs.iter().position(|output| output.sql == *part) {
             Some(output) => out.alias('c', output),
@@ -178,12 +187,23 @@ impl Writer<'_> {
         let nulls = plan.fill.as_ref().is_some_and(|fill| fill.null);
         for (at, output) in plan.outputs.iter().enumerate() {
             self.raw(if at > 0 { ", " } else { "" });
-            let nullable = nulls && output.kind == ColumnKind::Metric;
+            let nullable = nulls && output.kind == ColumnKind::Metric && !self.is_histogram(&output.sql);
             self.raw(if nullable { "toNullable(" } else { "" });
             self.sql(&output.sql);
             self.raw(if nullable { ")" } else { "" });
             self.raw(" AS ");
             self.alias('c', at);
+        }
+    }
+
+    /// An array, which cannot be null.
+    fn is_histogram(&self, sql: &Sql) -> bool {
+        match sql {
+            Sql::Aggregate(number) => self.registry.aggregates[*number].function == "histogram",
+            Sql::Call("arrayReduce", arguments) => {
+                matches!(arguments.first(), Some(Sql::Text(function)) if function.starts_with("histogram"))
+            }
+            _ => false,
         }
     }
 
