@@ -136,38 +136,62 @@ impl LedgerAgent {
     }
 }
 
-/// A batch of requests from one client to one server.
+/// A batch of requests as a busy host sees them: 200 clients, 20 services, 50 endpoints, differing targets and delays.
 pub fn request_batch(agent_id: u32, seq: u64, rows: u32, second: u64) -> Batch {
-    let count = rows as usize;
-    let all = |value: u32| vec![value; count];
     let start = second * 1_000_000;
+    let each = |value: &dyn Fn(u64) -> u64| (0..u64::from(rows)).map(value).collect::<Vec<u64>>();
+    let small =
+        |value: &dyn Fn(u64) -> u64| each(value).into_iter().map(|value| value as u32).collect::<Vec<u32>>();
+    let all = |value: u32| vec![value; rows as usize];
+    let pick = |row: u64, salt: u64, among: u64| mix(seq ^ row << 20 ^ salt << 56) % among;
+    let mut strings = vec![String::new(), "1.1".to_owned(), "GET".to_owned(), "POST".to_owned()];
+    let hosts = strings.len() as u64;
+    strings.extend((0..20).map(|host| format!("service-{host}.shop.example")));
+    let endpoints = strings.len() as u64;
+    strings.extend((0..50).map(|path| format!("/api/v1/resource-{path}/{{}}")));
+    let targets = strings.len() as u64;
+    strings
+        .extend((0..500).map(|target| {
+            format!("/api/v1/resource-{}/{}?page={}", target % 50, mix(seq) % 100_000, target)
+        }));
     let columns = Columns {
-        strings: ["", "1.1", "GET", "shop.example", "/cart", "/cart?id=7"].map(String::from).to_vec(),
-        addresses: vec![vec![10, 0, 0, 1], vec![10, 0, 0, 2]],
+        addresses: (0..220_u8).map(|host| vec![10, 0, host / 200, host % 200]).collect(),
+        strings,
         rows: Some(Rows::L7FlowLog(L7FlowLog {
             endpoints: Some(Endpoints {
-                client_ip: all(0),
-                server_ip: all(1),
+                client_ip: small(&|row| pick(row, 1, 200)),
+                server_ip: small(&|row| 200 + pick(row, 2, 20)),
                 server_port: all(80),
                 ip_protocol: all(6),
                 observation_point: all(2),
                 ..Default::default()
             }),
-            client_port: (0..rows).map(|row| 1024 + row % 60_000).collect(),
-            flow_id: (0..u64::from(rows)).collect(),
-            start_time: (0..u64::from(rows)).map(|row| start + row).collect(),
-            end_time: (0..u64::from(rows)).map(|row| start + row + 500).collect(),
-            response_duration: vec![500; count],
+            client_port: small(&|row| 1_024 + pick(row, 3, 60_000)),
+            flow_id: each(&|row| row / 10),
+            start_time: each(&|row| start + row),
+            end_time: each(&|row| start + row + 200 + pick(row, 4, 5_000)),
+            response_duration: each(&|row| 200 + pick(row, 4, 5_000)),
             l7_protocol: all(20),
             l7_type: all(2),
             version: all(1),
-            request_type: all(2),
-            request_domain: all(3),
-            endpoint: all(4),
-            request_resource: all(5),
-            response_code: vec![200; count],
+            request_type: small(&|row| 2 + pick(row, 5, 2)),
+            request_domain: small(&|row| hosts + pick(row, 2, 20)),
+            endpoint: small(&|row| endpoints + pick(row, 6, 50)),
+            request_resource: small(&|row| targets + pick(row, 7, 500)),
+            response_code: vec![200; rows as usize],
+            request_length: each(&|row| 300 + pick(row, 8, 200)),
+            response_length: each(&|row| 500 + pick(row, 9, 20_000)),
+            req_tcp_seq: small(&|row| pick(row, 10, 1 << 32)),
+            resp_tcp_seq: small(&|row| pick(row, 11, 1 << 32)),
             ..Default::default()
         })),
     };
     seal(agent_id, seq, Table::L7FlowLog, rows, &columns)
+}
+
+/// Spreads a number over all bits (splitmix64's finaliser).
+fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    value ^ (value >> 31)
 }
