@@ -25,7 +25,7 @@ pub enum Role {
     TypedDictionary,
     /// An amount that metrics are made from.
     Amount,
-    /// Names the batch that brought the row; not for users.
+    /// Names the batch that brought the row: with the agent, the ledger of what was stored.
     Ledger,
 }
 

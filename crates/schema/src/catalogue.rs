@@ -240,7 +240,9 @@ fn push_tags(column: &Column, table: &Table, tags: &mut Vec<Tag>) {
         tags.push(Tag { name, base, side, doc: column.doc, value });
     };
     match column.role {
-        Role::Amount | Role::Ledger => {}
+        Role::Amount => {}
+        // A query can ask what became of a batch.
+        Role::Ledger => push(stem, TagValue::Number { column: own() }),
         Role::Time => {
             push("time", TagValue::Time);
             if table.interval.is_none() {
@@ -303,7 +305,7 @@ mod tests {
             ("l7_flow_log", "is_internet_0", "is_internet_0"),
             ("network", "tap_side_0", "client of one-sided"),
             ("l7_flow_log", "request", "unknown"),
-            ("l7_flow_log", "batch_seq", "unknown"),
+            ("l7_flow_log", "batch_seq", "batch_seq"),
         ] {
             assert_eq!(named(family, tag), expected, "{tag} in {family}");
         }
