@@ -187,13 +187,12 @@ impl Dictionary {
         String::from_utf8(name).map(Some).map_err(|_| Error::Damaged(key))
     }
 
-    /// Whether this node allocated the id. Does not block.
-    pub fn is_own(&self, kind: Kind, id: u32) -> bool {
-        let counter = id & COUNTER_MAX;
+    /// Whether an id was ever given out: by this node for certain, by another as far as this one can tell. Does not block.
+    pub fn may_exist(&self, kind: Kind, id: u32) -> bool {
+        let (node, counter) = (id >> COUNTER_BITS, id & COUNTER_MAX);
         let highest = self.inner.shard(kind).highest.load(Ordering::Acquire);
-        id >> COUNTER_BITS == u32::from(self.inner.config.node_id.0)
-            && counter > 0
-            && u64::from(counter) <= highest
+        let is_own = node == u32::from(self.inner.config.node_id.0);
+        node != 0 && counter != 0 && (!is_own || u64::from(counter) <= highest)
     }
 
     /// Figures of all kinds that have names.
@@ -218,6 +217,10 @@ impl Names for Dictionary {
 
     fn ids(&self, wanted: &[(Kind, &str)]) -> Result<Vec<u32>, Error> {
         Self::ids(self, wanted)
+    }
+
+    fn may_exist(&self, kind: Kind, id: u32) -> bool {
+        Self::may_exist(self, kind, id)
     }
 }
 

@@ -261,6 +261,9 @@ fn a_view_asks_the_dictionary_once() {
             assert!(wanted.contains(&(Kind::Subnet, "10.0.0.0/24")), "{wanted:?}");
             Ok(vec![1; wanted.len()])
         }
+        fn may_exist(&self, _kind: Kind, _id: u32) -> bool {
+            true
+        }
     }
     let mut facts = Facts::default();
     facts.apply(web_facts()).unwrap();

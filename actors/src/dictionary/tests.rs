@@ -117,7 +117,7 @@ proptest! {
                     for ((kind, name), id) in wanted.iter().zip(dictionary.ids(&wanted).unwrap()) {
                         witness.saw(*kind, name, id);
                         assert_eq!(dictionary.resolve(*kind, id).unwrap().as_deref(), Some(*name));
-                        assert!(dictionary.is_own(*kind, id));
+                        assert!(dictionary.may_exist(*kind, id));
                     }
                 }
                 Step::Flush => {
@@ -201,8 +201,19 @@ fn counters_start_above_the_store_and_ignore_ids_of_other_nodes() {
     let dictionary = Dictionary::open(disk, Config::new(NODE), &maxima).unwrap();
     assert_eq!(dictionary.id(Kind::Host, "h").unwrap(), NODE.id(42));
     assert_eq!(dictionary.id(Kind::Process, "p").unwrap(), NODE.id(1));
-    assert!(dictionary.is_own(Kind::Host, NODE.id(41)) && !dictionary.is_own(Kind::Host, NODE.id(43)));
-    assert!(!dictionary.is_own(Kind::Host, 0) && !dictionary.is_own(Kind::Host, NODE.id(0)));
+    // What this node never gave does not exist; of other nodes it cannot know.
+    let other = NodeId::new(6).unwrap().id(1);
+    let cases = [
+        (NODE.id(41), true),
+        (NODE.id(43), false),
+        (NODE.id(0), false),
+        (0, false),
+        (7, false),
+        (other, true),
+    ];
+    for (id, expected) in cases {
+        assert_eq!(dictionary.may_exist(Kind::Host, id), expected, "{id}");
+    }
 }
 
 #[test]

@@ -19,6 +19,10 @@ pub trait Names {
 
     /// One id for each name, in order; 0 for the empty name. Ids are durable when this returns.
     fn ids(&self, wanted: &[(Kind, &str)]) -> Result<Vec<u32>, Self::Error>;
+
+    /// Whether some node may have given this id. Rows carry the id of their agent as the agent says it; one that no node gave
+    /// would never resolve.
+    fn may_exist(&self, kind: Kind, id: u32) -> bool;
 }
 
 /// Why columns cannot be rows. The sender is at fault: the batch will never be stored.
@@ -26,6 +30,8 @@ pub trait Names {
 pub enum Malformed {
     #[error(transparent)]
     Batch(#[from] wire::MalformedBatch),
+    #[error("no node gave the agent id {0}")]
+    Agent(u32),
     #[error("column {column} has {cells} cells, the batch has {rows} rows")]
     Length { column: &'static str, cells: usize, rows: usize },
     #[error("column {column} holds {value}, which is out of its range")]
@@ -72,6 +78,9 @@ impl<N: Names> Input<'_, N> {
         columns: wire::Columns,
     ) -> Result<Rows, Error<N::Error>> {
         use wire::Table as T;
+        if !self.names.may_exist(Kind::Agent, self.id.agent_id) {
+            return Err(Malformed::Agent(self.id.agent_id).into());
+        }
         let wire::Columns { strings, addresses, rows: columns } = columns;
         let cells = &mut Cells::new(rows, &strings)?;
         let labelled = match (table, columns) {

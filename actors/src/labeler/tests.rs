@@ -1,5 +1,6 @@
 //! Labelling as data: facts and columns in, names of tags out; and columns of a hostile sender.
 
+mod actor;
 mod hostile;
 mod tables;
 
@@ -30,6 +31,10 @@ impl Names for Numbers {
     fn ids(&self, wanted: &[(Kind, &str)]) -> Result<Vec<u32>, Infallible> {
         *self.questions.borrow_mut() += 1;
         Ok(wanted.iter().map(|(kind, name)| self.id(*kind, name)).collect())
+    }
+
+    fn may_exist(&self, _kind: Kind, id: u32) -> bool {
+        id != 0
     }
 }
 

@@ -84,6 +84,16 @@ fn columns_of_another_table_are_refused() {
     assert_eq!(label(Table::Unspecified, 0, columns).unwrap_err(), Malformed::Table("TABLE_UNSPECIFIED"));
 }
 
+#[test]
+fn an_agent_id_that_no_node_gave_is_refused() {
+    let numbers = Numbers::default();
+    let input =
+        Input { snapshot: &Snapshot::default(), names: &numbers, id: BatchId { agent_id: 0, seq: 1 } };
+    let columns = Columns { rows: Some(WireRows::Network(wire::Network::default())), ..Default::default() };
+    let error = input.label_columns(Table::Network1s, 0, columns).unwrap_err();
+    assert_eq!(error.to_string(), "no node gave the agent id 0");
+}
+
 /// A column that is mostly sound: absent or of the right length, with small values; sometimes neither.
 fn column() -> impl Strategy<Value = Vec<u32>> {
     let cell = prop_oneof![8 => 0..3_u32, 1 => any::<u32>()];
