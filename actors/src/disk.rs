@@ -55,7 +55,7 @@ pub struct Error {
 }
 
 /// Changes that are applied together or not at all.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Changes {
     changes: Vec<(Family, Vec<u8>, Option<Vec<u8>>)>,
 }
@@ -118,12 +118,17 @@ impl Disk {
     }
 
     pub fn write(&self, changes: Changes, durability: Durability) -> Result<(), Error> {
+        self.apply(&changes, durability)
+    }
+
+    /// The same, for who may have to try again.
+    pub fn apply(&self, changes: &Changes, durability: Durability) -> Result<(), Error> {
         let family = changes.changes.first().map_or("no family", |change| change.0.name());
         let mut batch = WriteBatch::default();
-        for (family, key, value) in changes.changes {
+        for (family, key, value) in &changes.changes {
             match value {
-                Some(value) => batch.put_cf(&self.handle(family), key, value),
-                None => batch.delete_cf(&self.handle(family), key),
+                Some(value) => batch.put_cf(&self.handle(*family), key, value),
+                None => batch.delete_cf(&self.handle(*family), key),
             }
         }
         let mut options = WriteOptions::default();

@@ -14,6 +14,10 @@
 pub mod controller;
 pub mod dictionary;
 pub mod disk;
+pub mod ingester;
 pub mod labeler;
 pub mod memory;
 pub mod rows;
+pub mod store;
+pub mod wal;
+pub mod writer;

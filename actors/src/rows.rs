@@ -1,8 +1,14 @@
 //! What travels between the row path's actors: batches on their way from socket to store.
 
+use std::sync::Arc;
+
 use metaflow_schema::{
-    Table,
-    tables::{Application, ApplicationMap, L4FlowLog, L7FlowLog, Network, NetworkMap},
+    Block, Table, UnevenColumns,
+    block::Group,
+    encode_native,
+    tables::{
+        Application, ApplicationMap, L4_FLOW_LOG, L4FlowLog, L7_FLOW_LOG, L7FlowLog, Network, NetworkMap,
+    },
 };
 use metaflow_wire as wire;
 
@@ -52,4 +58,98 @@ pub enum Outcome {
     Committed(BatchId),
     /// Malformed: it will never be stored. The rows are lost and counted.
     Rejected(BatchId, String),
+}
+
+/// How whoever is done with a batch says so. Never blocks.
+pub type Report = Arc<dyn Fn(Outcome) + Send + Sync>;
+
+/// Rows of two tables do not go into one block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("rows of {0} cannot follow rows of {1}")]
+pub struct OtherTable(&'static str, &'static str);
+
+/// One expression for the block of whichever table.
+macro_rules! each {
+    ($rows:expr, $block:ident => $result:expr) => {
+        match $rows {
+            Rows::L4FlowLog($block) => $result,
+            Rows::L7FlowLog($block) => $result,
+            Rows::Network(_, $block) => $result,
+            Rows::NetworkMap(_, $block) => $result,
+            Rows::Application(_, $block) => $result,
+            Rows::ApplicationMap(_, $block) => $result,
+        }
+    };
+}
+
+impl Rows {
+    pub fn table(&self) -> &'static Table {
+        match self {
+            Self::L4FlowLog(_) => &L4_FLOW_LOG,
+            Self::L7FlowLog(_) => &L7_FLOW_LOG,
+            Self::Network(table, _)
+            | Self::NetworkMap(table, _)
+            | Self::Application(table, _)
+            | Self::ApplicationMap(table, _) => table,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        each!(self, block => block.rows())
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        each!(self, block => block.bytes())
+    }
+
+    /// Finds columns of different lengths; the methods below expect that there are none.
+    pub fn check(&self) -> Result<(), UnevenColumns> {
+        each!(self, block => block.check("", block.rows()))
+    }
+
+    /// The partition of a row's time.
+    pub fn partition(&self, row: usize) -> u32 {
+        let partition = self.table().partition;
+        each!(self, block => partition.of(block.second(row)))
+    }
+
+    /// The rows at these indices, in that order.
+    pub fn select(&self, rows: &[u32]) -> Self {
+        match self {
+            Self::L4FlowLog(block) => Self::L4FlowLog(Box::new(block.select(rows))),
+            Self::L7FlowLog(block) => Self::L7FlowLog(Box::new(block.select(rows))),
+            Self::Network(table, block) => Self::Network(table, Box::new(block.select(rows))),
+            Self::NetworkMap(table, block) => Self::NetworkMap(table, Box::new(block.select(rows))),
+            Self::Application(table, block) => Self::Application(table, Box::new(block.select(rows))),
+            Self::ApplicationMap(table, block) => Self::ApplicationMap(table, Box::new(block.select(rows))),
+        }
+    }
+
+    /// Moves all rows of `other` behind these.
+    pub fn append(&mut self, other: Self) -> Result<(), OtherTable> {
+        let (mine, others) = (self.table(), other.table());
+        if !std::ptr::eq(mine, others) {
+            return Err(OtherTable(others.name, mine.name));
+        }
+        match (self, other) {
+            (Self::L4FlowLog(block), Self::L4FlowLog(more)) => block.append(*more),
+            (Self::L7FlowLog(block), Self::L7FlowLog(more)) => block.append(*more),
+            (Self::Network(_, block), Self::Network(_, more)) => block.append(*more),
+            (Self::NetworkMap(_, block), Self::NetworkMap(_, more)) => block.append(*more),
+            (Self::Application(_, block), Self::Application(_, more)) => block.append(*more),
+            (Self::ApplicationMap(_, block), Self::ApplicationMap(_, more)) => block.append(*more),
+            _ => return Err(OtherTable(others.name, mine.name)),
+        }
+        Ok(())
+    }
+
+    /// The body of an insert.
+    pub fn encode_native(&self) -> Result<Vec<u8>, UnevenColumns> {
+        each!(self, block => encode_native(&**block, block.rows()))
+    }
 }

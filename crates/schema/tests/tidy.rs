@@ -17,7 +17,7 @@ const IMPORTS: &[(&str, &[&str], bool)] = &[
     ("sqlparser", &["crates/query/"], false),
     ("aya", &["agent/src/probes", "agent/src/events"], false),
     ("axum", &["node/", "cluster-tests/"], false),
-    ("clap", &["node/src/", "agent/src/main.rs", "chaos/src/"], false),
+    ("clap", &["node/src/", "actors/examples/", "agent/src/main.rs", "chaos/src/"], false),
 ];
 
 /// Code that only computes: what it needs to know of time, files or peers is handed to it.

@@ -1,0 +1,423 @@
+//! Ingester: takes batches from agents, makes them durable, and remembers each until its rows are stored.
+//!
+//! Role: check the envelope, know a batch that was seen before, log it, acknowledge it, hand it on; acknowledge again when it is stored.
+//! Input: [`Msg::Batch`] from streams, outcomes from labeler and writer. Output: [`Accepted`] to the labeler, [`Ack`]s to streams. Bound:
+//! a batch comes with its memory permit, and without room in the log it is not taken: the credit says so beforehand. On failure: what is
+//! not acknowledged is sent again by the agent; what is, is in the log and is replayed after a start.
+
+mod ledger;
+pub mod metrics;
+
+use std::sync::{Arc, atomic::Ordering::Relaxed};
+
+use metaflow_schema::{Column, Table as SchemaTable};
+use metaflow_wire as wire;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use crate::{
+    disk::{Disk, Family},
+    memory::{Budget, Permit},
+    rows::{Accepted, BatchId, Outcome, Report},
+    wal::{Committed, Entry, Left, Wal},
+};
+use ledger::{Decision, Ledger};
+pub use metrics::Metrics;
+
+/// What the smallest batch is accounted for: its envelope, and its places in queues. Bounds the number of batches in the process.
+pub const COST_MIN: usize = 4096;
+/// A payload byte becomes about this many bytes in memory: decompressed, with its tags, and encoded for the store.
+const COST_OF_PAYLOAD_BYTE: u64 = 32;
+
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Bytes of the write-ahead log.
+    pub wal_bytes_max: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { wal_bytes_max: 4 << 30 }
+    }
+}
+
+/// What a stream is told about one batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ack {
+    /// On this node's disk.
+    Received(u64),
+    /// In the store.
+    Committed(u64),
+    /// Never going to be stored.
+    Rejected { seq: u64, reason: String },
+}
+
+/// Acks go out as long as there is room; an agent that misses one sends the batch again.
+pub type Reply = mpsc::Sender<Ack>;
+
+#[derive(Debug)]
+pub enum Msg {
+    Batch {
+        batch: wire::Batch,
+        permit: Permit,
+        reply: Reply,
+    },
+    Durable(Vec<BatchId>),
+    Settled(Outcome),
+    /// An entry of the log turned out to be unreadable.
+    Lost(BatchId),
+}
+
+/// Front door of the running ingester; clones share it.
+#[derive(Debug, Clone)]
+pub struct Ingester {
+    actor: ActorRef<Msg>,
+    wal: Wal,
+    budget: Budget,
+    metrics: Arc<Metrics>,
+}
+
+/// What runs until [`Running::stop`].
+#[derive(Debug)]
+pub struct Running {
+    ingester: Ingester,
+    actor: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Ingester {
+    /// Opens the log, starts to replay what is in it, and takes batches. `labeler` receives every accepted batch.
+    pub async fn start(
+        disk: Disk,
+        config: Config,
+        budget: Budget,
+        labeler: mpsc::Sender<Accepted>,
+    ) -> anyhow::Result<Running> {
+        let opening = tokio::task::spawn_blocking(move || open(disk, &config));
+        let (wal, left, committed) = opening.await??;
+        let metrics = Arc::new(Metrics::default());
+        let state =
+            State { ledger: Ledger::new(committed, &left), wal: wal.clone(), metrics: Arc::clone(&metrics) };
+        let (actor, actor_task) = Actor::spawn(None, IngesterActor, state).await?;
+        let (durable, logged) = mpsc::channel(2);
+        let tasks = vec![
+            tokio::spawn(wal.clone().run(durable)),
+            tokio::spawn(forward(logged, actor.clone(), labeler.clone())),
+            tokio::spawn(replay(left, wal.clone(), budget.clone(), actor.clone(), labeler)),
+        ];
+        let ingester = Self { actor, wal, budget, metrics };
+        Ok(Running { ingester, actor: actor_task, tasks })
+    }
+
+    /// Hands a batch over. `permit` was taken for [`cost`] bytes.
+    pub fn submit(&self, batch: wire::Batch, permit: Permit, reply: Reply) {
+        if self.actor.cast(Msg::Batch { batch, permit, reply }).is_err() {
+            self.metrics.dropped(metrics::STOPPED);
+        }
+    }
+
+    /// Payload bytes that agents may send now, all together.
+    pub fn credit(&self) -> u64 {
+        self.wal.room().min(self.budget.available() as u64 / COST_OF_PAYLOAD_BYTE)
+    }
+
+    /// Where labeler and writer say what became of a batch.
+    pub fn report(&self) -> Report {
+        let actor = self.actor.clone();
+        Arc::new(move |outcome| {
+            // After the end nobody counts outcomes: the log brings the batch back, and the ledger says that it is stored.
+            drop(actor.cast(Msg::Settled(outcome)));
+        })
+    }
+
+    /// The same as a channel.
+    pub fn outcomes(&self, messages_max: usize) -> mpsc::Sender<Outcome> {
+        let (sender, mut receiver) = mpsc::channel(messages_max);
+        let report = self.report();
+        tokio::spawn(async move {
+            while let Some(outcome) = receiver.recv().await {
+                report(outcome);
+            }
+        });
+        sender
+    }
+
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    pub fn wal(&self) -> &Wal {
+        &self.wal
+    }
+}
+
+impl Running {
+    pub fn ingester(&self) -> Ingester {
+        self.ingester.clone()
+    }
+
+    /// Takes no more batches, writes what the log still has to write, ends. Batches that are not stored stay in the log.
+    pub async fn stop(self) {
+        let Self { ingester, actor, tasks } = self;
+        if let Err(error) = ingester.actor.drain() {
+            tracing::warn!(%error, "the ingester had stopped before");
+        }
+        if let Err(error) = actor.await {
+            tracing::error!(%error, "the ingester failed");
+        }
+        ingester.wal.close();
+        drop(ingester);
+        let mut tasks = tasks.into_iter();
+        let log = tasks.next();
+        for task in tasks {
+            // Forwarding and replay wait for others; what they hold is in the log.
+            task.abort();
+            drop(task.await);
+        }
+        if let Some(log) = log
+            && let Err(error) = log.await
+        {
+            tracing::error!(%error, "the write-ahead log failed");
+        }
+    }
+}
+
+/// Memory that a batch takes on its way to the store, at most: itself, its columns, and its rows with tags, twice while they are encoded.
+pub fn cost(batch: &wire::Batch) -> usize {
+    let row_bytes = schema_table(batch.table()).map_or(0, row_bytes);
+    let rows = (batch.rows.min(wire::BATCH_ROWS_MAX)) as usize;
+    let columns = (batch.uncompressed_bytes as usize).min(wire::COLUMNS_BYTES_MAX);
+    (batch.payload.len() + 2 * columns + 2 * rows * row_bytes).max(COST_MIN)
+}
+
+fn schema_table(table: wire::Table) -> Option<&'static SchemaTable> {
+    use metaflow_schema::tables;
+    Some(match table {
+        wire::Table::Unspecified => return None,
+        wire::Table::L4FlowLog => &tables::L4_FLOW_LOG,
+        wire::Table::L7FlowLog => &tables::L7_FLOW_LOG,
+        wire::Table::Network1s => &tables::NETWORK_1S,
+        wire::Table::Network1m => &tables::NETWORK_1M,
+        wire::Table::NetworkMap1s => &tables::NETWORK_MAP_1S,
+        wire::Table::NetworkMap1m => &tables::NETWORK_MAP_1M,
+        wire::Table::Application1s => &tables::APPLICATION_1S,
+        wire::Table::Application1m => &tables::APPLICATION_1M,
+        wire::Table::ApplicationMap1s => &tables::APPLICATION_MAP_1S,
+        wire::Table::ApplicationMap1m => &tables::APPLICATION_MAP_1M,
+    })
+}
+
+/// Bytes of a row without its texts, which are a part of the batch's own size.
+fn row_bytes(table: &'static SchemaTable) -> usize {
+    static WIDTHS: std::sync::OnceLock<Vec<(&'static SchemaTable, usize)>> = std::sync::OnceLock::new();
+    let width = |column: &Column| match column.clickhouse {
+        "UInt8" => 1,
+        "UInt16" => 2,
+        "UInt32" | "Int32" | "DateTime('UTC')" => 4,
+        "IPv6" => 16,
+        _ => 8,
+    };
+    WIDTHS
+        .get_or_init(|| {
+            metaflow_schema::TABLES
+                .into_iter()
+                .map(|table| (table, (table.columns)().iter().map(width).sum()))
+                .collect()
+        })
+        .iter()
+        .find(|(known, _)| std::ptr::eq(*known, table))
+        .map_or(0, |(_, width)| *width)
+}
+
+fn open(disk: Disk, config: &Config) -> anyhow::Result<(Wal, Vec<Left>, Committed)> {
+    let mut committed = Committed::default();
+    disk.scan(Family::Committed, b"", |key, value| {
+        committed.load(key, value);
+        true
+    })?;
+    let (wal, left) = Wal::open(disk, config.wal_bytes_max)?;
+    Ok((wal, left, committed))
+}
+
+/// What is on disk is acknowledged first and labelled then; a labeler that is behind makes the next sync wait.
+async fn forward(
+    mut logged: mpsc::Receiver<Vec<Entry>>,
+    actor: ActorRef<Msg>,
+    labeler: mpsc::Sender<Accepted>,
+) {
+    while let Some(entries) = logged.recv().await {
+        if actor.cast(Msg::Durable(entries.iter().map(|entry| entry.key.id()).collect())).is_err() {
+            return;
+        }
+        for Entry { key, batch, uncertain, permit } in entries {
+            if labeler.send(Accepted { id: key.id(), batch, uncertain, permit }).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Hands on what a previous run left, never more at a time than the budget has room for.
+async fn replay(
+    left: Vec<Left>,
+    wal: Wal,
+    budget: Budget,
+    actor: ActorRef<Msg>,
+    labeler: mpsc::Sender<Accepted>,
+) {
+    if !left.is_empty() {
+        tracing::info!(batches = left.len(), "replaying the write-ahead log");
+    }
+    for entry in left {
+        let id = entry.key.id();
+        let batch = loop {
+            match wal.read(entry).await {
+                Ok(batch) => break batch,
+                Err(error) => {
+                    tracing::error!(%error, "an entry of the write-ahead log cannot be read, trying again");
+                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                }
+            }
+        };
+        let Some(batch) = batch else {
+            tracing::error!(
+                agent_id = id.agent_id,
+                seq = id.seq,
+                "an entry of the write-ahead log is damaged: its rows are lost"
+            );
+            if actor.cast(Msg::Lost(id)).is_err() {
+                return;
+            }
+            continue;
+        };
+        let permit = budget.acquire(cost(&batch)).await;
+        if labeler.send(Accepted { id, batch, uncertain: true, permit }).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct IngesterActor;
+
+struct State {
+    ledger: Ledger,
+    wal: Wal,
+    metrics: Arc<Metrics>,
+}
+
+#[ractor::async_trait]
+impl Actor for IngesterActor {
+    type Msg = Msg;
+    type State = State;
+    type Arguments = State;
+
+    async fn pre_start(&self, _: ActorRef<Msg>, state: State) -> Result<State, ActorProcessingErr> {
+        Ok(state)
+    }
+
+    async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        match msg {
+            Msg::Batch { batch, permit, reply } => state.batch(batch, permit, reply),
+            Msg::Durable(ids) => state.durable(&ids),
+            Msg::Settled(outcome) => state.settled(outcome),
+            Msg::Lost(id) => state.lost(id),
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn batch(&mut self, batch: wire::Batch, permit: Permit, reply: Reply) {
+        let id = BatchId { agent_id: batch.agent_id, seq: batch.seq };
+        if let Err(reason) = check(&batch) {
+            self.metrics.rejected(u64::from(batch.rows));
+            self.ack(&reply, Ack::Rejected { seq: id.seq, reason });
+            return;
+        }
+        let bytes = Wal::cost(&batch);
+        let has_room = self.wal.room() >= bytes;
+        match self.ledger.offer(id, &reply, has_room) {
+            Decision::Committed => {
+                self.metrics.known.fetch_add(1, Relaxed);
+                self.ack(&reply, Ack::Committed(id.seq));
+            }
+            Decision::Logged => {
+                self.metrics.known.fetch_add(1, Relaxed);
+                self.ack(&reply, Ack::Received(id.seq));
+            }
+            Decision::Logging => {
+                self.metrics.known.fetch_add(1, Relaxed);
+            }
+            Decision::NoRoom => self.metrics.dropped(metrics::WAL_FULL),
+            Decision::Accept => {
+                self.metrics.accepted(u64::from(batch.rows), batch.payload.len() as u64);
+                let key = self.wal.key(id);
+                self.ledger.accept(Left { key, bytes }, reply);
+                let uncertain = batch.resent;
+                self.wal.append(Entry { key, batch, uncertain, permit });
+            }
+        }
+    }
+
+    fn durable(&mut self, ids: &[BatchId]) {
+        for id in ids {
+            for reply in self.ledger.logged(*id) {
+                self.ack(&reply, Ack::Received(id.seq));
+            }
+        }
+    }
+
+    fn settled(&mut self, outcome: Outcome) {
+        let (id, ack) = match outcome {
+            Outcome::Committed(id) => (id, Ack::Committed(id.seq)),
+            Outcome::Rejected(id, reason) => (id, Ack::Rejected { seq: id.seq, reason }),
+        };
+        let Some((entry, replies)) = self.ledger.remove(id) else { return };
+        let record = match &ack {
+            Ack::Committed(_) => {
+                self.metrics.committed.fetch_add(1, Relaxed);
+                self.ledger.commit(id)
+            }
+            Ack::Rejected { .. } | Ack::Received(_) => {
+                self.metrics.rejected_later.fetch_add(1, Relaxed);
+                None
+            }
+        };
+        self.wal.forget(entry, record);
+        for reply in replies {
+            self.ack(&reply, ack.clone());
+        }
+    }
+
+    fn lost(&mut self, id: BatchId) {
+        if let Some((entry, _)) = self.ledger.remove(id) {
+            self.wal.forget(entry, None);
+        }
+    }
+
+    fn ack(&self, reply: &Reply, ack: Ack) {
+        if reply.try_send(ack).is_err() {
+            self.metrics.acks_unsent.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// The checks that need no decompression; the labeler makes the others.
+fn check(batch: &wire::Batch) -> Result<(), String> {
+    if batch.protocol_version != wire::PROTOCOL_VERSION {
+        return Err(wire::MalformedBatch::Version(batch.protocol_version).to_string());
+    }
+    if batch.payload.len() > wire::BATCH_BYTES_MAX {
+        return Err(wire::MalformedBatch::PayloadSize(batch.payload.len()).to_string());
+    }
+    if batch.rows > wire::BATCH_ROWS_MAX {
+        return Err(wire::MalformedBatch::Rows(batch.rows).to_string());
+    }
+    if batch.uncompressed_bytes as usize > wire::COLUMNS_BYTES_MAX {
+        return Err(wire::MalformedBatch::UncompressedSize(batch.uncompressed_bytes).to_string());
+    }
+    if schema_table(batch.table()).is_none() {
+        return Err(wire::MalformedBatch::Table(batch.table().as_str_name().to_owned()).to_string());
+    }
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! The batcher of one table: collects blocks by partition, hands full or old ones to the inserter, and reports whole batches.
+
+use std::collections::HashMap;
+
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use super::{
+    Config, Settled,
+    block::{self, Block},
+    insert::Inserter,
+    outcome,
+};
+use crate::{
+    memory::Permit,
+    rows::{BatchId, Labelled, Report},
+};
+
+pub(super) struct Batcher {
+    config: Config,
+    inserter: Inserter,
+    report: Report,
+    /// One open block a partition; batches are rarely of more than two.
+    open: HashMap<u32, Open>,
+    pending: HashMap<BatchId, Pending>,
+}
+
+struct Open {
+    block: Block,
+    since: Instant,
+}
+
+/// A batch some of whose rows are not stored yet.
+struct Pending {
+    blocks: usize,
+    failure: Option<String>,
+    /// Given back when it is dropped: then the rows are stored.
+    permit: Permit,
+}
+
+impl Batcher {
+    pub(super) fn new(config: Config, inserter: Inserter, report: Report) -> Self {
+        Self { config, inserter, report, open: HashMap::new(), pending: HashMap::new() }
+    }
+
+    pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Labelled>) {
+        loop {
+            if self.is_due() {
+                self.flush_due().await;
+                continue;
+            }
+            let oldest = self.open.values().map(|open| open.since + self.config.age_max).min();
+            tokio::select! {
+                received = queue.recv() => match received {
+                    Some(labelled) => self.add(labelled),
+                    None => break,
+                },
+                () = sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => {}
+            }
+        }
+        let partitions: Vec<_> = self.open.keys().copied().collect();
+        for partition in partitions {
+            self.flush(partition).await;
+        }
+    }
+
+    fn add(&mut self, labelled: Labelled) {
+        let Labelled { id, rows, uncertain, permit } = labelled;
+        if let Err(error) = rows.check() {
+            self.inserter.metrics.rejected(self.inserter.index, rows.len());
+            tracing::error!(
+                agent_id = id.agent_id,
+                seq = id.seq,
+                %error,
+                "rows are lost: the labeler filled them wrongly"
+            );
+            (self.report)(outcome((id, Err(error.to_string()))));
+            return;
+        }
+        if self.pending.contains_key(&id) {
+            // The ingester lets no batch in twice; the first one's report serves both.
+            tracing::error!(agent_id = id.agent_id, seq = id.seq, "a batch came twice and is taken once");
+            return;
+        }
+        let blocks = block::split(id, uncertain, rows);
+        if blocks.is_empty() {
+            (self.report)(outcome((id, Ok(()))));
+            return;
+        }
+        self.pending.insert(id, Pending { blocks: blocks.len(), failure: None, permit });
+        for block in blocks {
+            match self.open.get_mut(&block.partition) {
+                Some(open) => {
+                    // Each batcher has one table.
+                    if let Err(error) = open.block.append(block) {
+                        tracing::error!(%error, "rows came to the wrong batcher");
+                        self.settle((id, Err(error.to_string())));
+                    }
+                }
+                None => {
+                    self.open.insert(block.partition, Open { block, since: Instant::now() });
+                }
+            }
+        }
+        self.count_waiting();
+    }
+
+    fn is_full(&self, open: &Open) -> bool {
+        open.block.rows.len() >= self.config.rows_max || open.block.rows.bytes() >= self.config.bytes_max
+    }
+
+    fn is_due(&self) -> bool {
+        self.open.values().any(|open| self.is_full(open) || open.since.elapsed() >= self.config.age_max)
+    }
+
+    async fn flush_due(&mut self) {
+        let due: Vec<_> = self
+            .open
+            .iter()
+            .filter(|(_, open)| self.is_full(open) || open.since.elapsed() >= self.config.age_max)
+            .map(|(partition, _)| *partition)
+            .collect();
+        for partition in due {
+            self.flush(partition).await;
+        }
+    }
+
+    async fn flush(&mut self, partition: u32) {
+        let Some(open) = self.open.remove(&partition) else { return };
+        for settled in self.inserter.store(open.block).await {
+            self.settle(settled);
+        }
+        self.count_waiting();
+    }
+
+    fn settle(&mut self, (id, result): Settled) {
+        let Some(pending) = self.pending.get_mut(&id) else { return };
+        pending.blocks -= 1;
+        if let Err(reason) = result {
+            pending.failure = Some(reason);
+        }
+        if pending.blocks == 0
+            && let Some(Pending { failure, permit, .. }) = self.pending.remove(&id)
+        {
+            // Before anybody hears of it, so that who heard finds the room.
+            drop(permit);
+            (self.report)(outcome((id, failure.map_or(Ok(()), Err))));
+        }
+    }
+
+    fn count_waiting(&self) {
+        let rows = self.open.values().map(|open| open.block.rows.len()).sum();
+        self.inserter.metrics.waiting(self.inserter.index, rows);
+    }
+}

@@ -1,0 +1,189 @@
+//! One block into the store: tries until it is stored or refused for good.
+//!
+//! A token makes a repeated insert harmless while the store runs. A crash of the store can keep a token and lose its rows, so after an
+//! unknown outcome the rows themselves are looked up, and a token is used for one run of the store only.
+
+use std::{collections::HashSet, sync::Arc};
+
+use bytes::Bytes;
+use metaflow_schema::Table;
+
+use super::{BeforeInsert, Metrics, Pause, Settled, block::Block, metrics::reason as metrics_reason};
+use crate::{
+    rows::BatchId,
+    store::{Error, Insert, Store},
+};
+
+/// Refusals of the same rows before they are believed: one could come from a connection that was cut inside the block.
+const REFUSALS_MAX: u32 = 2;
+
+pub(super) struct Inserter {
+    pub(super) store: Store,
+    pub(super) table: &'static Table,
+    pub(super) before_insert: BeforeInsert,
+    pub(super) metrics: Arc<Metrics>,
+    /// Of the table, in `TABLES`.
+    pub(super) index: usize,
+}
+
+/// A block under way.
+struct Work {
+    block: Arc<Block>,
+    token: String,
+    /// The try whose outcome is unknown.
+    unknown: Option<String>,
+    refusals: u32,
+}
+
+impl Inserter {
+    /// Stores a block; the answer says for each batch whether its rows are stored.
+    pub(super) async fn store(&self, block: Block) -> Vec<Settled> {
+        let mut settled = Vec::with_capacity(block.pieces.len());
+        let mut pause = Pause::default();
+        while let Err(error) = (self.before_insert)().await {
+            self.metrics.failed(self.index, metrics_reason::DICTIONARY);
+            tracing::warn!(table = self.table.name, error, "rows wait for the dictionary to be stored");
+            pause.wait().await;
+        }
+        let mut todo = vec![self.work(block)];
+        while let Some(work) = todo.pop() {
+            self.finish(work, &mut todo, &mut settled).await;
+        }
+        settled
+    }
+
+    fn work(&self, block: Block) -> Work {
+        Work { block: Arc::new(block), token: self.store.query_id(), unknown: None, refusals: 0 }
+    }
+
+    /// Brings one block to its end, or splits it in two.
+    async fn finish(&self, mut work: Work, todo: &mut Vec<Work>, settled: &mut Vec<Settled>) {
+        let mut pause = Pause::default();
+        loop {
+            work = match self.look_up(work, settled).await {
+                Ok(Some(work)) => work,
+                Ok(None) => return,
+                Err((work, error)) => {
+                    self.trouble(&error, "the ledger could not be read");
+                    pause.wait().await;
+                    work
+                }
+            };
+            if work.unknown.is_some() || work.block.pieces.iter().any(|piece| piece.uncertain) {
+                continue;
+            }
+            let query_id = self.store.query_id();
+            match self.insert(&work, &query_id).await {
+                Ok(bytes) => {
+                    self.metrics.stored(self.index, work.block.rows.len(), bytes);
+                    settled.extend(work.block.pieces.iter().map(|piece| (piece.id, Ok(()))));
+                    return;
+                }
+                Err(Error::Refused { message, .. }) => {
+                    self.metrics.failed(self.index, metrics_reason::REFUSED);
+                    work.refusals += 1;
+                    if work.refusals < REFUSALS_MAX {
+                        continue;
+                    }
+                    self.split(work, &message, todo, settled);
+                    return;
+                }
+                Err(error @ Error::Unknown(_)) => {
+                    self.trouble(&error, "an insert got no answer");
+                    work.unknown = Some(query_id);
+                }
+                Err(error) => self.trouble(&error, "an insert failed"),
+            }
+            pause.wait().await;
+        }
+    }
+
+    /// Takes out what is stored already; none when that is everything.
+    async fn look_up(
+        &self,
+        mut work: Work,
+        settled: &mut Vec<Settled>,
+    ) -> Result<Option<Work>, (Work, Error)> {
+        let ids: Vec<BatchId> = if let Some(query_id) = &work.unknown {
+            // It must have ended, or it could store the block after the ledger was read.
+            if let Err(error) = self.store.kill(query_id).await {
+                return Err((work, error));
+            }
+            work.block.pieces.iter().map(|piece| piece.id).collect()
+        } else {
+            work.block.uncertain()
+        };
+        if ids.is_empty() {
+            return Ok(Some(work));
+        }
+        let stored: HashSet<_> = match self.store.stored_batches(self.table, work.block.partition, &ids).await
+        {
+            Ok(stored) => stored,
+            Err(error) => return Err((work, error)),
+        };
+        self.metrics.looked_up(self.index, ids.len(), stored.len());
+        work.unknown = None;
+        if !stored.is_empty() {
+            // Other rows than before, so another token.
+            work.token = self.store.query_id();
+        }
+        settled.extend(
+            work.block
+                .pieces
+                .iter()
+                .filter(|piece| stored.contains(&piece.id))
+                .map(|piece| (piece.id, Ok(()))),
+        );
+        let Work { block, token, unknown, refusals } = work;
+        let left = Arc::unwrap_or_clone(block).without(&stored);
+        Ok(left.map(|block| Work { block: Arc::new(block), token, unknown, refusals }))
+    }
+
+    /// Answers with the size of the body.
+    async fn insert(&self, work: &Work, query_id: &str) -> Result<usize, Error> {
+        let run = self.store.run().await?;
+        let block = Arc::clone(&work.block);
+        let encoded = tokio::task::spawn_blocking(move || block.rows.encode_native()).await;
+        let body = match encoded {
+            Ok(Ok(body)) => Bytes::from(body),
+            Ok(Err(error)) => return Err(Error::Refused { code: 0, message: error.to_string() }),
+            Err(error) => return Err(Error::Setup(format!("the encoder failed: {error}"))),
+        };
+        let bytes = body.len();
+        let token = format!("{}.{run}", work.token);
+        let insert = Insert { table: self.table, block: body, token, query_id: query_id.to_owned() };
+        self.store.insert(&insert).await?;
+        Ok(bytes)
+    }
+
+    fn split(&self, work: Work, message: &str, todo: &mut Vec<Work>, settled: &mut Vec<Settled>) {
+        if let Some((first, second)) = work.block.halves() {
+            todo.push(self.work(second));
+            todo.push(self.work(first));
+            return;
+        }
+        for piece in &work.block.pieces {
+            let rows = piece.rows.len();
+            tracing::warn!(
+                table = self.table.name,
+                agent_id = piece.id.agent_id,
+                seq = piece.id.seq,
+                rows,
+                error = message,
+                "rows are lost: the store refuses them"
+            );
+            self.metrics.rejected(self.index, rows);
+            settled.push((piece.id, Err(message.chars().take(500).collect())));
+        }
+    }
+
+    fn trouble(&self, error: &Error, what: &str) {
+        let reason = match error {
+            Error::Unknown(_) => metrics_reason::UNKNOWN,
+            Error::Transient { .. } | Error::TooLarge(_) => metrics_reason::TRANSIENT,
+            Error::Setup(_) | Error::Refused { .. } => metrics_reason::SETUP,
+        };
+        self.metrics.failed(self.index, reason);
+        tracing::warn!(table = self.table.name, %error, "{what}, trying again");
+    }
+}
