@@ -61,6 +61,11 @@ impl NodeId {
         self.0
     }
 
+    /// Every id that this node may give.
+    pub const fn ids(self) -> std::ops::RangeInclusive<u32> {
+        self.id(1)..=self.id(COUNTER_MAX)
+    }
+
     const fn id(self, counter: u32) -> u32 {
         (self.0 as u32) << COUNTER_BITS | counter
     }

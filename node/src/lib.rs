@@ -1,1 +1,15 @@
-//! metaflow-node
+//! The node process: configuration, sockets, start and stop, and the commands that talk to a node.
+//!
+//! It joins the actors of `metaflow-actors` to the outside: agents over gRPC, people and dashboards over HTTP. It decides nothing
+//! about data. Reading order: `cli` picks a verb; `node` starts and stops the whole; `grpc` and `http` serve; `ctl` asks.
+
+pub mod cli;
+mod clock;
+pub mod config;
+mod ctl;
+pub mod engine;
+mod grpc;
+mod http;
+mod logging;
+mod metrics;
+mod node;

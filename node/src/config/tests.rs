@@ -1,0 +1,65 @@
+//! Tests of the configuration: the sample is the defaults, and what is unsafe is refused by name.
+
+use super::*;
+
+const SAMPLE: &str = include_str!("../../../deploy/node.toml");
+
+#[test]
+fn the_sample_file_shows_exactly_the_defaults() {
+    assert_eq!(parse(SAMPLE).unwrap(), Config::default());
+    // Settings that are off by default stand there as comments; they must be right as well.
+    let all: String = SAMPLE
+        .lines()
+        .map(|line| line.strip_prefix("#= ").unwrap_or(line))
+        .fold(String::new(), |all, line| all + line + "\n");
+    let config = parse(&all).unwrap();
+    check(&config).unwrap();
+    assert_eq!(config.memory.budget, Some(Size(1 << 30)));
+}
+
+#[test]
+fn unknown_and_unsafe_values_are_refused_by_name() {
+    let cases = [
+        ("node_id = 0", "node_id"),
+        ("node_id = 1024", "node_id"),
+        ("node_idd = 1", "node_idd"),
+        ("data_dir = ''", "data_dir"),
+        ("stop_within = '10ms'", "stop_within"),
+        ("grpc.listen = '127.0.0.1:20416'", "grpc.listen"),
+        ("http.listen = 'everywhere'", "listen"),
+        ("http.connections_max = 0", "connections_max"),
+        ("query.timeout = '0s'", "query.timeout"),
+        ("query.memory = '1MiB'", "query.memory"),
+        ("memory.budget = '1MiB'", "memory.budget"),
+        ("wal.size_max = '1 banana'", "size_max"),
+        ("log.level = 'loud'", "loud"),
+        ("store.mode = 'paper'", "paper"),
+        ("store.mode = 'embedded'\nstore.urls = []", "urls"),
+        ("store.mode = 'server'\nstore.urls = []", "store.urls"),
+        ("store.mode = 'server'\nstore.urls = ['https://a']", "store.urls"),
+        ("store.mode = 'server'\nstore.urls = ['http://u:p@a']", "password"),
+        (
+            "store.mode = 'server'\nstore.urls = ['http://a']\nstore.password = 'x'\nstore.password_file = '/x'",
+            "password_file",
+        ),
+    ];
+    for (text, name) in cases {
+        let error = parse(text).and_then(|config| check(&config)).unwrap_err();
+        assert!(format!("{error:#}").contains(name), "{text}: {error:#}");
+    }
+}
+
+#[test]
+fn the_command_line_wins_over_the_file_and_a_missing_file_is_named() {
+    let config = load(None, Some("/elsewhere".into())).unwrap();
+    assert_eq!(config.data_dir, Path::new("/elsewhere"));
+    let error = load(Some(Path::new("/no/such/file.toml")), None).unwrap_err();
+    assert!(error.to_string().contains("/no/such/file.toml"), "{error}");
+}
+
+#[test]
+fn a_password_is_not_printed() {
+    let config =
+        parse("store.mode = 'server'\nstore.urls = ['http://a']\nstore.password = 'hunter2'").unwrap();
+    assert!(!format!("{config:?}").contains("hunter2"));
+}

@@ -1,0 +1,107 @@
+//! The gRPC server: agents say who they are (`Sync`) and send rows (`Ingest`).
+//!
+//! Bound: connections, streams of a connection and of an agent, bytes of a message; rows wait at the socket until the memory budget has
+//! room for them. A hostile frame ends its stream with a status. On a stop, streams take nothing new and end when what they brought is
+//! acknowledged.
+
+mod acks;
+mod connection;
+mod ingest;
+mod sync;
+
+use std::{sync::Arc, time::Duration};
+
+use metaflow_actors::{controller::Controller, dictionary::Dictionary, ingester::Ingester, memory::Budget};
+use metaflow_wire::{
+    Batch, MESSAGE_BYTES_MAX, SyncRequest,
+    agent_service_server::{AgentService, AgentServiceServer},
+};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming, transport::Server};
+
+use crate::metrics::Ingest;
+pub(crate) use ingest::Streams;
+
+/// Streams of one connection; an agent needs two.
+const STREAMS_MAX: u32 = 8;
+/// Largest head of a request.
+const HEAD_BYTES_MAX: u32 = 16 << 10;
+/// A connection that is dead without a word is noticed after these two.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Answers that wait for the transport of one stream.
+const ANSWERS_MAX: usize = 16;
+
+/// What the services call.
+#[derive(Clone)]
+pub(crate) struct Agents {
+    pub(crate) controller: Controller,
+    pub(crate) dictionary: Dictionary,
+    pub(crate) ingester: Ingester,
+    pub(crate) budget: Budget,
+    pub(crate) metrics: Ingest,
+    pub(crate) stop: Stop,
+    pub(crate) streams: Arc<Streams>,
+}
+
+/// The two steps of a stop.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stop {
+    /// Nothing new is taken.
+    pub(crate) taking: CancellationToken,
+    /// Streams end; acknowledgements that are there are sent.
+    pub(crate) serving: CancellationToken,
+}
+
+/// Serves until `stop.serving`, then until every stream has ended.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    agents: Agents,
+    connections_max: usize,
+) -> Result<(), tonic::transport::Error> {
+    let stop = agents.stop.serving.clone();
+    let service = AgentServiceServer::new(agents)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    Server::builder()
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_header_list_size(HEAD_BYTES_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(service)
+        .serve_with_incoming_shutdown(connection::incoming(listener, connections_max), stop.cancelled_owned())
+        .await
+}
+
+#[tonic::async_trait]
+impl AgentService for Agents {
+    type SyncStream = ReceiverStream<Result<metaflow_wire::SyncResponse, Status>>;
+    type IngestStream = ReceiverStream<Result<metaflow_wire::IngestAck, Status>>;
+
+    async fn sync(
+        &self,
+        request: Request<Streaming<SyncRequest>>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
+        self.refuse_when_stopping()?;
+        Ok(Response::new(sync::start(self.clone(), request.into_inner())))
+    }
+
+    async fn ingest(
+        &self,
+        request: Request<Streaming<Batch>>,
+    ) -> Result<Response<Self::IngestStream>, Status> {
+        self.refuse_when_stopping()?;
+        Ok(Response::new(ingest::start(self.clone(), request.into_inner())))
+    }
+}
+
+impl Agents {
+    fn refuse_when_stopping(&self) -> Result<(), Status> {
+        if self.stop.taking.is_cancelled() {
+            return Err(Status::unavailable("the node is stopping"));
+        }
+        Ok(())
+    }
+}

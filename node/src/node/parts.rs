@@ -1,0 +1,217 @@
+//! What the HTTP server may ask of the node: its health, its state, its figures.
+
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use metaflow_actors::{
+    controller::{AgentSummary, Controller},
+    dictionary::Dictionary,
+    ingester::Ingester,
+    labeler,
+    memory::Budget,
+    querier::Querier,
+    store::Store,
+    writer,
+};
+use serde::Serialize;
+
+use crate::{
+    grpc::Streams,
+    metrics::{Read, Reading},
+};
+
+/// The node as others see it, from the start on; clones share it.
+#[derive(Clone)]
+pub(crate) struct Parts {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    node_id: u16,
+    started: Instant,
+    /// What the start waits for.
+    stage: Mutex<&'static str>,
+    running: OnceLock<Running>,
+    stopping: AtomicBool,
+}
+
+/// What there is once the start is done.
+pub(crate) struct Running {
+    pub(crate) querier: Querier<Store>,
+    pub(crate) store: Store,
+    pub(crate) budget: Budget,
+    pub(crate) controller: Controller,
+    pub(crate) dictionary: Dictionary,
+    pub(crate) ingester: Ingester,
+    pub(crate) labeler: Arc<labeler::Counters>,
+    pub(crate) writer: writer::Handle,
+    pub(crate) streams: Arc<Streams>,
+}
+
+/// Whether the node does its work.
+#[derive(Debug)]
+pub(crate) struct Health {
+    /// Empty when all is well.
+    pub(crate) problems: Vec<String>,
+}
+
+impl Health {
+    pub(crate) fn is_ready(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+/// One line about an agent.
+#[derive(Debug, Serialize)]
+pub(crate) struct Agent {
+    agent_id: u32,
+    host: String,
+    machine_id: String,
+    version: String,
+    /// Seconds since the node last heard of it; none when that was before the node's start.
+    silent_seconds: Option<u64>,
+    spool_bytes: u64,
+    memory_bytes: u64,
+    cpu_percent: f64,
+    lost_rows: u64,
+    processes: usize,
+    listeners: usize,
+    kernel: String,
+}
+
+impl From<AgentSummary> for Agent {
+    fn from(summary: AgentSummary) -> Self {
+        Self {
+            agent_id: summary.agent_id,
+            host: summary.host,
+            machine_id: summary.machine_id,
+            version: summary.version,
+            silent_seconds: summary.silent_for.map(|silent| silent.as_secs()),
+            spool_bytes: summary.spool_bytes,
+            memory_bytes: summary.memory_bytes,
+            cpu_percent: f64::from(summary.cpu_percent) / 100.0,
+            lost_rows: summary.losses.iter().map(|(_, rows)| rows).sum(),
+            processes: summary.processes,
+            listeners: summary.listeners,
+            kernel: summary.kernel_release,
+        }
+    }
+}
+
+/// One screen about the node.
+#[derive(Debug, Serialize)]
+pub(crate) struct Status {
+    version: &'static str,
+    node_id: u16,
+    ready: bool,
+    problems: Vec<String>,
+    uptime_seconds: u64,
+    memory_used_bytes: usize,
+    memory_budget_bytes: usize,
+    wal_bytes: u64,
+    wal_batches: u64,
+    rows_accepted: u64,
+    agent_streams: u64,
+}
+
+impl Parts {
+    pub(super) fn new(node_id: u16) -> Self {
+        let shared = Shared {
+            node_id,
+            started: Instant::now(),
+            stage: Mutex::new("starting"),
+            running: OnceLock::new(),
+            stopping: AtomicBool::new(false),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    pub(super) fn stage(&self, stage: &'static str) {
+        tracing::debug!(stage, "start");
+        *self.shared.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+
+    pub(super) fn running(&self, running: Running) {
+        let first = self.shared.running.set(running).is_ok();
+        debug_assert!(first, "a node starts once");
+    }
+
+    pub(super) fn stopping(&self) {
+        self.shared.stopping.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn querier(&self) -> Option<&Querier<Store>> {
+        self.shared.running.get().map(|running| &running.querier)
+    }
+
+    pub(crate) async fn health(&self) -> Health {
+        let mut problems = Vec::new();
+        match self.shared.running.get() {
+            None => {
+                let stage = *self.shared.stage.lock().unwrap_or_else(PoisonError::into_inner);
+                problems.push(format!("the start is not done: {stage}"));
+            }
+            Some(running) => {
+                if !running.store.ping().await {
+                    problems.push("the store does not answer".to_owned());
+                }
+            }
+        }
+        if self.shared.stopping.load(Ordering::Acquire) {
+            problems.push("the node is stopping".to_owned());
+        }
+        Health { problems }
+    }
+
+    pub(crate) async fn status(&self) -> Status {
+        let problems = self.health().await.problems;
+        let running = self.shared.running.get();
+        let budget = running.map(|running| &running.budget);
+        let wal = running.map(|running| running.ingester.wal().metrics());
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            node_id: self.shared.node_id,
+            ready: problems.is_empty(),
+            problems,
+            uptime_seconds: self.uptime().as_secs(),
+            memory_used_bytes: budget.map_or(0, |budget| budget.capacity() - budget.available()),
+            memory_budget_bytes: budget.map_or(0, Budget::capacity),
+            wal_bytes: wal.map_or(0, |wal| wal.bytes.load(Ordering::Relaxed)),
+            wal_batches: wal.map_or(0, |wal| wal.batches.load(Ordering::Relaxed)),
+            rows_accepted: running
+                .map_or(0, |running| running.ingester.metrics().rows_accepted.load(Ordering::Relaxed)),
+            agent_streams: running.map_or(0, |running| running.streams.open()),
+        }
+    }
+
+    /// The agents that are known; none before the start is done.
+    pub(crate) async fn agents(&self) -> Result<Vec<Agent>, String> {
+        let Some(running) = self.shared.running.get() else { return Err("the node is starting".to_owned()) };
+        let agents = running.controller.agents().await.map_err(|error| error.to_string())?;
+        Ok(agents.into_iter().map(Agent::from).collect())
+    }
+
+    fn uptime(&self) -> Duration {
+        self.shared.started.elapsed()
+    }
+
+    /// Reads every figure of the actors.
+    pub(super) fn readings(&self) -> Read {
+        let parts = self.clone();
+        Box::new(move || parts.read())
+    }
+
+    fn read(&self) -> Vec<Reading> {
+        let mut readings =
+            vec![Reading::gauge("uptime_seconds", "Time since the start", self.uptime().as_secs_f64())];
+        if let Some(running) = self.shared.running.get() {
+            running.read(&mut readings);
+        }
+        readings
+    }
+}

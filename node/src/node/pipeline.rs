@@ -1,0 +1,201 @@
+//! The row path put together: ingester, labeler, writer, with dictionary and controller beside it.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use metaflow_actors::{
+    controller::{self, Controller},
+    dictionary::{self, Dictionary, NodeId},
+    disk::Disk,
+    ingester::{self, Ingester},
+    labeler::{self, Labeler},
+    memory::Budget,
+    rows::{Labelled, Outcome, Report},
+    store::{self, Insert, Store},
+    writer::{self, BeforeInsert, Writer},
+};
+use metaflow_schema::{
+    Block as _, encode_native,
+    enums::Kind,
+    tables::{DICTIONARY, Dictionary as DictionaryRows},
+};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use crate::{clock, config::Config};
+
+/// Batches between two actors. Each holds its memory permit; the queue only evens out who is faster at a moment.
+const QUEUE_MAX: usize = 64;
+
+/// The running row path.
+pub(super) struct Pipeline {
+    pub(super) controller: Controller,
+    pub(super) dictionary: Dictionary,
+    pub(super) labeler: Arc<labeler::Counters>,
+    pub(super) writer: writer::Handle,
+    ingester: ingester::Running,
+    controller_task: JoinHandle<()>,
+    writer_actors: Writer,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Pipeline {
+    /// Starts it; what the write-ahead log still has is on its way to the store when this returns.
+    pub(super) async fn start(
+        config: &Config,
+        disk: Disk,
+        store: Store,
+        budget: Budget,
+    ) -> anyhow::Result<Self> {
+        let node_id = NodeId::new(config.node_id).context("node_id is out of range")?;
+        let dictionary = open_dictionary(node_id, disk.clone(), &store).await?;
+        let (controller, controller_task) =
+            Controller::start(controller::Config::default(), disk.clone(), dictionary.clone())
+                .await
+                .context("failed to start the controller")?;
+        let (accepted, labeler_input) = mpsc::channel(QUEUE_MAX);
+        let ingester_config = ingester::Config { wal_bytes_max: config.wal.size_max.0 };
+        let ingester = Ingester::start(disk, ingester_config, budget, accepted)
+            .await
+            .context("failed to open the write-ahead log")?;
+        let report = ingester.ingester().report();
+        let before_insert = before_insert(dictionary.clone(), store.clone());
+        let writer_actors =
+            Writer::start(store, writer::Config::default(), before_insert, Arc::clone(&report)).await;
+        let labeler = Labeler::new(labeler::Config::default(), dictionary.clone(), controller.snapshot());
+        let counters = labeler.counters();
+        let (labelled, writer_input) = mpsc::channel(QUEUE_MAX);
+        let (outcomes, outcomes_input) = mpsc::channel(QUEUE_MAX);
+        let tasks = vec![
+            tokio::spawn(labeler.run(labeler_input, labelled, outcomes)),
+            tokio::spawn(write(writer_input, writer_actors.handle())),
+            tokio::spawn(tell(outcomes_input, report)),
+        ];
+        Ok(Self {
+            controller,
+            dictionary,
+            labeler: counters,
+            writer: writer_actors.handle(),
+            ingester,
+            controller_task,
+            writer_actors,
+            tasks,
+        })
+    }
+
+    pub(super) fn ingester(&self) -> Ingester {
+        self.ingester.ingester()
+    }
+
+    /// Stores what was accepted, for at most `within`; what is left then waits in the write-ahead log. Nothing may be submitted any more.
+    pub(super) async fn flush(&self, within: Duration) {
+        let ingester = self.ingester();
+        if tokio::time::timeout(within, ingester.wal().emptied()).await.is_err() {
+            tracing::warn!("not everything was stored in time: the rest waits in the write-ahead log");
+        }
+    }
+
+    /// Ends all actors, in the order of the row path.
+    pub(super) async fn stop(self, within: Duration) {
+        let Self {
+            controller,
+            dictionary: _,
+            labeler: _,
+            writer,
+            ingester,
+            controller_task,
+            writer_actors,
+            tasks,
+        } = self;
+        drop(writer);
+        controller.stop();
+        let ended = async {
+            ingester.stop().await;
+            for task in tasks {
+                end(task).await;
+            }
+            writer_actors.stop().await;
+            end(controller_task).await;
+        };
+        if tokio::time::timeout(within, ended).await.is_err() {
+            tracing::warn!(
+                "the row path did not end in time and is cut off: the write-ahead log has its batches"
+            );
+        }
+    }
+}
+
+async fn end(task: JoinHandle<()>) {
+    if let Err(error) = task.await {
+        tracing::error!(%error, "a part of the row path failed");
+    }
+}
+
+/// From the labeler to the writer's tables.
+async fn write(mut labelled: mpsc::Receiver<Labelled>, writer: writer::Handle) {
+    while let Some(batch) = labelled.recv().await {
+        if let Err(Labelled { id, .. }) = writer.write(batch).await {
+            // Only while the node stops: the batch is in the write-ahead log.
+            tracing::debug!(agent_id = id.agent_id, seq = id.seq, "the writer took no more");
+        }
+    }
+}
+
+/// From the labeler back to the ingester.
+async fn tell(mut outcomes: mpsc::Receiver<Outcome>, report: Report) {
+    while let Some(outcome) = outcomes.recv().await {
+        report(outcome);
+    }
+}
+
+async fn open_dictionary(node_id: NodeId, disk: Disk, store: &Store) -> anyhow::Result<Dictionary> {
+    let maxima = maxima(node_id, store).await.context("failed to read the store's dictionary")?;
+    let config = dictionary::Config::new(node_id);
+    tokio::task::spawn_blocking(move || Dictionary::open(disk, config, &maxima))
+        .await?
+        .context("failed to open the dictionary")
+}
+
+/// The highest id of this node's own range in the store, by kind.
+async fn maxima(node_id: NodeId, store: &Store) -> anyhow::Result<HashMap<Kind, u64>> {
+    let own = node_id.ids();
+    let sql = format!(
+        "SELECT kind, max(id) FROM {}.`{}` WHERE id BETWEEN {} AND {} GROUP BY kind",
+        DICTIONARY.database,
+        DICTIONARY.name,
+        own.start(),
+        own.end()
+    );
+    let mut maxima = HashMap::new();
+    for row in store.rows(&sql).await? {
+        let (kind, id) = match row.as_slice() {
+            [kind, id] => (kind.parse::<u8>()?, id.parse::<u64>()?),
+            _ => anyhow::bail!("the answer has {} columns", row.len()),
+        };
+        // A kind that only a newer release knows gets no ids from this one.
+        if let Some(kind) = Kind::from_number(kind) {
+            maxima.insert(kind, id);
+        }
+    }
+    Ok(maxima)
+}
+
+/// Brings every new name into the store before rows that use it.
+fn before_insert(dictionary: Dictionary, store: Store) -> BeforeInsert {
+    // Names of inserts repeat after a restart; with the second of the start in front, tokens do not, so no insert is taken for another.
+    let start = clock::seconds();
+    Arc::new(move || {
+        let (dictionary, store) = (dictionary.clone(), store.clone());
+        Box::pin(async move {
+            let flushed = dictionary.flush(|rows| insert_names(store.clone(), rows, start)).await;
+            flushed.map_err(|error| format!("{:#}", anyhow::Error::new(error)))
+        })
+    })
+}
+
+async fn insert_names(store: Store, rows: DictionaryRows, start: u32) -> Result<(), store::Error> {
+    let block = encode_native(&rows, rows.rows())
+        .map_err(|error| store::Error::Refused { code: 0, message: error.to_string() })?;
+    let query_id = store.query_id();
+    let token = format!("{query_id}-{start}");
+    store.insert(&Insert { table: &DICTIONARY, block: block.into(), token, query_id }).await
+}

@@ -1,0 +1,138 @@
+//! The start, step by step, and what a started node must do to stop.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use metaflow_actors::{
+    disk::Disk,
+    memory::Budget,
+    querier::{self, Querier},
+    store::{Servers, Store, embedded},
+};
+use tokio::{net::TcpListener, task::JoinHandle};
+
+use super::{Folder, Parts, Running, pipeline::Pipeline};
+use crate::{
+    config::{self, Config},
+    grpc::{self, Stop},
+    metrics::Ingest,
+};
+
+/// Time for agents to take their last acknowledgements.
+const STREAMS_END_WITHIN: Duration = Duration::from_secs(2);
+/// Time for the actors to end once there is nothing left to store, or once it was given up.
+const ACTORS_END_WITHIN: Duration = Duration::from_secs(5);
+
+/// A node that runs.
+pub(super) struct Started {
+    engine: Option<embedded::Engine>,
+    pipeline: Pipeline,
+    grpc: JoinHandle<()>,
+    stop: Stop,
+}
+
+/// Everything up to the moment when rows are taken and queries answered.
+pub(super) async fn start(
+    config: &Config,
+    folder: &Folder,
+    parts: &Parts,
+    metrics: &Ingest,
+    grpc_listener: TcpListener,
+) -> anyhow::Result<Started> {
+    parts.stage("opening the node's database");
+    let database = folder.database();
+    let disk = tokio::task::spawn_blocking(move || Disk::open(&database)).await??;
+    parts.stage("starting the store");
+    let (engine, store) = open_store(config, folder).await?;
+    parts.stage("making the store's tables");
+    store.migrate().await.context("failed to make the store's tables")?;
+    parts.stage("opening dictionary and write-ahead log");
+    let budget = Budget::new(config.memory.budget_bytes());
+    let pipeline = Pipeline::start(config, disk, store.clone(), budget.clone()).await?;
+    let stop = Stop::default();
+    let agents = grpc::Agents {
+        controller: pipeline.controller.clone(),
+        dictionary: pipeline.dictionary.clone(),
+        ingester: pipeline.ingester(),
+        budget: budget.clone(),
+        metrics: metrics.clone(),
+        stop: stop.clone(),
+        streams: Arc::default(),
+    };
+    let querier = Querier::new(store.clone(), querier_config(&config.query));
+    parts.running(Running {
+        querier,
+        store,
+        budget,
+        controller: pipeline.controller.clone(),
+        dictionary: pipeline.dictionary.clone(),
+        ingester: pipeline.ingester(),
+        labeler: Arc::clone(&pipeline.labeler),
+        writer: pipeline.writer.clone(),
+        streams: Arc::clone(&agents.streams),
+    });
+    let serving = grpc::serve(grpc_listener, agents, config.grpc.connections_max.get());
+    let grpc = tokio::spawn(async move {
+        if let Err(error) = serving.await {
+            tracing::error!(error = &error as &dyn std::error::Error, "the gRPC server ended");
+        }
+    });
+    Ok(Started { engine, pipeline, grpc, stop })
+}
+
+fn querier_config(query: &config::Query) -> querier::Config {
+    let config::Query { running_max, waiting_max, timeout, memory } = query;
+    querier::Config {
+        running_max: running_max.get(),
+        waiting_max: *waiting_max,
+        timeout: *timeout,
+        memory_bytes: memory.0,
+    }
+}
+
+async fn open_store(config: &Config, folder: &Folder) -> anyhow::Result<(Option<embedded::Engine>, Store)> {
+    match &config.store {
+        config::Store::Embedded { library } => {
+            let library = embedded::find_library(library.as_deref())?;
+            let program = std::env::current_exe().context("failed to find this program")?;
+            let engine = embedded::Engine::start(embedded::Config::new(program, library, folder.engine()))
+                .await
+                .context("failed to start the embedded engine")?;
+            let store = Store::embedded(&engine, config.node_id.into());
+            Ok((Some(engine), store))
+        }
+        config::Store::Server { urls, user, password, password_file } => {
+            let password = match (password, password_file) {
+                (Some(password), _) => password.expose().to_owned(),
+                (None, Some(file)) => tokio::fs::read_to_string(file)
+                    .await
+                    .with_context(|| format!("failed to read store.password_file {}", file.display()))?
+                    .trim_end()
+                    .to_owned(),
+                (None, None) => String::new(),
+            };
+            // Across a network LZ4 is cheaper than the bytes.
+            let servers = Servers { urls: urls.clone(), user: user.clone(), password, compress: true };
+            Ok((None, Store::servers(servers, config.node_id.into())))
+        }
+    }
+}
+
+impl Started {
+    /// Stops in the order of the row path; gives up waiting after `within`, since the write-ahead log has what is left.
+    pub(super) async fn stop(self, within: Duration) {
+        let Self { engine, pipeline, grpc, stop } = self;
+        stop.taking.cancel();
+        pipeline.flush(within).await;
+        stop.serving.cancel();
+        let grpc_end = grpc.abort_handle();
+        if tokio::time::timeout(STREAMS_END_WITHIN, grpc).await.is_err() {
+            // Agents that do not read their answers: they will send again what they do not know to be stored.
+            grpc_end.abort();
+        }
+        pipeline.stop(ACTORS_END_WITHIN).await;
+        if let Some(engine) = engine {
+            engine.stop().await;
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Agents over gRPC: rows come in, acknowledgements go out, names come out of SQL; what is wrong is refused with its reason.
+
+use metaflow_wire::{SyncRequest, seq};
+
+use crate::kit::{Node, PATIENCE, acks_until, covers, requests};
+
+/// A second of today, since tables forget old rows.
+#[allow(clippy::disallowed_methods, reason = "a test has no clock of the process")]
+fn now() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+#[tokio::test]
+async fn rows_become_named_answers_and_survive_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path()).await;
+    let agent_id = node.agent_id("machine-1").await;
+    assert_ne!(agent_id, 0);
+    let (sender, mut acks) = node.ingest().await;
+    let batch = seq(1, 1);
+    sender.send(requests(agent_id, batch, 7, now())).await.unwrap();
+    acks_until(&mut acks, |ack| covers(&ack.received, batch)).await;
+    let ack = acks_until(&mut acks, |ack| covers(&ack.committed, batch)).await;
+    assert!(ack.credit_bytes > 0);
+
+    let sql = "SELECT request_domain, endpoint, request_type, Enum(l7_protocol), Sum(request) AS requests, Avg(rrt) \
+               FROM l7_flow_log WHERE time > now() - 600 GROUP BY request_domain, endpoint, request_type, Enum(l7_protocol)";
+    let rows = node.sql("flow_log", sql).await.rows();
+    let names: Vec<_> = rows[0][..4].iter().map(|cell| cell.as_str().unwrap()).collect();
+    assert_eq!(names, ["shop.example", "/cart", "GET", "HTTP"]);
+    assert_eq!((rows.len(), rows[0][4].as_f64(), rows[0][5].as_f64()), (1, Some(7.0), Some(500.0)));
+    assert_eq!(node.metric("metaflow_ingest_rows_total").await, 7.0);
+    assert_eq!(node.metric("metaflow_wal_batches").await, 0.0);
+
+    // The same batch again is known, and stored once.
+    let mut again = requests(agent_id, batch, 7, now());
+    again.resent = true;
+    sender.send(again).await.unwrap();
+    acks_until(&mut acks, |ack| covers(&ack.committed, batch)).await;
+    drop((sender, acks));
+    assert_eq!(node.terminate().await, Some(0));
+
+    let node = Node::start(folder.path()).await;
+    let count = "SELECT Count(row) FROM l7_flow_log WHERE time > now() - 600";
+    assert_eq!(node.sql("flow_log", count).await.rows()[0][0], 7);
+    assert_eq!(node.agent_id("machine-1").await, agent_id, "an agent keeps its id");
+    assert_eq!(node.terminate().await, Some(0));
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_batches_is_said_and_the_rest_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path()).await;
+    let agent_id = node.agent_id("machine-1").await;
+    let (sender, mut acks) = node.ingest().await;
+
+    let good = requests(agent_id, seq(1, 1), 1, now());
+    let mut damaged = requests(agent_id, seq(1, 2), 1, now());
+    damaged.crc ^= 1;
+    let foreign = requests(agent_id + 1, seq(1, 3), 1, now());
+    let mut version = requests(agent_id, seq(1, 4), 1, now());
+    version.protocol_version = 99;
+    for batch in [good, damaged, foreign, version] {
+        sender.send(batch).await.unwrap();
+    }
+    let mut waiting: Vec<(u64, &str)> =
+        vec![(seq(1, 2), "checksum"), (seq(1, 3), "agent"), (seq(1, 4), "version")];
+    let mut committed = false;
+    while !waiting.is_empty() || !committed {
+        let ack = acks_until(&mut acks, |_| true).await;
+        committed |= covers(&ack.committed, seq(1, 1));
+        for rejection in ack.rejected {
+            let at =
+                waiting.iter().position(|(seq, _)| *seq == rejection.seq).expect("only these are refused");
+            let (_, reason) = waiting.remove(at);
+            assert!(rejection.reason.contains(reason), "{}", rejection.reason);
+        }
+    }
+
+    // An agent that never said Hello.
+    let (sender, mut acks) = node.ingest().await;
+    sender.send(requests(12_345, seq(1, 1), 1, now())).await.unwrap();
+    let status = loop {
+        match tokio::time::timeout(PATIENCE, acks.message()).await.unwrap() {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("the stream ended without a reason"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(status.code(), tonic::Code::FailedPrecondition);
+    assert!(status.message().contains("12345"), "{status}");
+
+    // A control stream that does not begin with a Hello.
+    let nothing = tokio_stream::once(SyncRequest { body: None });
+    let mut answers = node.agent().await.sync(nothing).await.unwrap().into_inner();
+    assert_eq!(answers.message().await.unwrap_err().code(), tonic::Code::FailedPrecondition);
+    assert_eq!(node.terminate().await, Some(0));
+}
