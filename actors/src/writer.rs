@@ -150,7 +150,8 @@ impl Handle {
         }
     }
 
-    pub fn metrics(&self) -> &Metrics {
+    /// Figures, for who must not keep the handle.
+    pub fn metrics(&self) -> &Arc<Metrics> {
         &self.metrics
     }
 }

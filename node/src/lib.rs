@@ -7,7 +7,7 @@ pub mod cli;
 mod clock;
 pub mod config;
 mod ctl;
-pub mod engine;
+mod engine;
 mod grpc;
 mod http;
 mod logging;

@@ -49,7 +49,7 @@ pub(crate) struct Running {
     pub(crate) dictionary: Dictionary,
     pub(crate) ingester: Ingester,
     pub(crate) labeler: Arc<labeler::Counters>,
-    pub(crate) writer: writer::Handle,
+    pub(crate) writer: Arc<writer::Metrics>,
     pub(crate) streams: Arc<Streams>,
 }
 

@@ -31,7 +31,7 @@ pub(super) struct Pipeline {
     pub(super) controller: Controller,
     pub(super) dictionary: Dictionary,
     pub(super) labeler: Arc<labeler::Counters>,
-    pub(super) writer: writer::Handle,
+    pub(super) writer: Arc<writer::Metrics>,
     ingester: ingester::Running,
     controller_task: JoinHandle<()>,
     writer_actors: Writer,
@@ -74,7 +74,7 @@ impl Pipeline {
             controller,
             dictionary,
             labeler: counters,
-            writer: writer_actors.handle(),
+            writer: Arc::clone(writer_actors.handle().metrics()),
             ingester,
             controller_task,
             writer_actors,
@@ -100,13 +100,12 @@ impl Pipeline {
             controller,
             dictionary: _,
             labeler: _,
-            writer,
+            writer: _,
             ingester,
             controller_task,
             writer_actors,
             tasks,
         } = self;
-        drop(writer);
         controller.stop();
         let ended = async {
             ingester.stop().await;

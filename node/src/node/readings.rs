@@ -100,7 +100,7 @@ impl Running {
             ("writer_batches_looked_up", "Batches looked up in the store", |table| &table.batches_looked_up),
             ("writer_batches_found", "Batches that were stored already", |table| &table.batches_found_stored),
         ];
-        let tables = || TABLES.into_iter().zip(&self.writer.metrics().tables);
+        let tables = || TABLES.into_iter().zip(&self.writer.tables);
         for (name, help, figure) in FIGURES {
             for (table, metrics) in tables() {
                 out.push(Reading::counter(name, help, get(figure(metrics))).label("table", table.name));

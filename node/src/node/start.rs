@@ -68,7 +68,7 @@ pub(super) async fn start(
         dictionary: pipeline.dictionary.clone(),
         ingester: pipeline.ingester(),
         labeler: Arc::clone(&pipeline.labeler),
-        writer: pipeline.writer.clone(),
+        writer: Arc::clone(&pipeline.writer),
         streams: Arc::clone(&agents.streams),
     });
     let serving = grpc::serve(grpc_listener, agents, config.grpc.connections_max.get());
