@@ -177,15 +177,33 @@ END
     say "agent: started"
 }
 
-show_how_to_ask() {
+how_to_ask() {
     local sql='SELECT auto_service_1, Sum(request) AS requests, Avg(rrt) FROM application WHERE time > now() - 300 GROUP BY auto_service_1 ORDER BY requests DESC'
     cat <<END
+HTTP API: http://127.0.0.1:$HTTP_PORT   ask it yourself, from another terminal:
 
-  ask it yourself, from another terminal:
-    $CARGO_TARGET_DIR/release/metaflow ctl --url http://127.0.0.1:$HTTP_PORT query "$sql"
-    curl -d db=flow_metrics --data-urlencode "sql=$sql" http://127.0.0.1:$HTTP_PORT/v1/query/
+  $CARGO_TARGET_DIR/release/metaflow ctl --url http://127.0.0.1:$HTTP_PORT query "$sql"
+  curl -d db=flow_metrics --data-urlencode "sql=$sql" http://127.0.0.1:$HTTP_PORT/v1/query/
 
 END
+}
+
+# The table, refreshed in place below the lines that say how to ask; $1 seconds, 0 is until Ctrl-C.
+show_refreshed() {
+    local end=$((SECONDS + $1)) how
+    how=$(how_to_ask)
+    if [ -t 1 ]; then printf '\033[2J'; else printf '%s\n' "$how"; fi
+    while (($1 == 0 || SECONDS < end)); do
+        alive
+        # A table without services yet is no failure.
+        metaflow_ctl top --seconds 10 --once >"$DEMO/table" 2>&1 || true
+        if [ -t 1 ]; then
+            printf '\033[H%s\n\n%s\n\n(Ctrl-C stops all of it)\033[J\n' "$how" "$(sed 's/$/\x1b[K/' "$DEMO/table")"
+        else
+            printf '\n%s\n' "$(cat "$DEMO/table")"
+        fi
+        sleep 1
+    done
 }
 
 # Asks for the table until every protocol that the demo feeds has a service with a name (not an address) and requests.
@@ -194,7 +212,7 @@ show_once() {
     while :; do
         alive
         missing=""
-        metaflow_ctl top --once >"$DEMO/table" 2>"$DEMO/log/ctl" || missing="an answer of the node"
+        metaflow_ctl top --seconds 10 --once >"$DEMO/table" 2>"$DEMO/log/ctl" || missing="an answer of the node"
         for protocol in "${DEMO_EXPECTED[@]}"; do
             grep -qE "^[A-Za-z].* +$protocol +[0-9.]*[1-9]" "$DEMO/table" || missing+=" $protocol"
         done
@@ -235,14 +253,11 @@ verb_demo() {
     traffic_dns
     start_node
     start_agent
-    show_how_to_ask
     if [ $once = 1 ]; then
+        how_to_ask
         show_once
-    elif [ "$seconds" != 0 ]; then
-        timeout --foreground --signal=INT "$seconds" \
-            "$CARGO_TARGET_DIR/release/metaflow" ctl --url "http://127.0.0.1:$HTTP_PORT" top || true
     else
-        metaflow_ctl top
+        show_refreshed "$seconds"
     fi
     say "stopping"
 }
