@@ -109,25 +109,6 @@ impl Node {
         Answer { status, body: answer.json().await.unwrap() }
     }
 
-    /// Asks until the answer is as expected.
-    pub(crate) async fn sql_until(
-        &self,
-        database: &str,
-        sql: &str,
-        expected: impl Fn(&[Vec<Value>]) -> bool,
-    ) -> Vec<Vec<Value>> {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let answer = self.sql(database, sql).await;
-            let rows = answer.rows();
-            if answer.status == 200 && expected(&rows) {
-                return rows;
-            }
-            assert!(Instant::now() < deadline, "{sql}: {answer:?}");
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
     /// One figure of /metrics.
     pub(crate) async fn metric(&self, name: &str) -> f64 {
         let text = self.http.get(format!("{}/metrics", self.url)).send().await.unwrap().text().await.unwrap();
