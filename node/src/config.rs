@@ -100,7 +100,7 @@ pub struct Query {
 }
 
 /// Row data in the process.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Memory {
     /// Row data that may be in memory, from socket to store. Default: a quarter of the machine's memory, at most 1 GiB.
@@ -224,12 +224,6 @@ impl Default for Query {
             timeout: Duration::from_secs(30),
             memory: Size(4 * GIB),
         }
-    }
-}
-
-impl Default for Memory {
-    fn default() -> Self {
-        Self { budget: None }
     }
 }
 

@@ -83,7 +83,8 @@ async fn what_is_refused_never_reaches_the_store() {
 
 #[tokio::test]
 async fn errors_say_whose_fault_it_is() {
-    let cases: [(Result<&str, u32>, fn(&Error) -> bool); 5] = [
+    type Case = (Result<&'static str, u32>, fn(&Error) -> bool);
+    let cases: [Case; 5] = [
         (Err(159), |error| matches!(error, Error::TimedOut(_))),
         (Err(396), |error| matches!(error, Error::TooLarge(_))),
         (Err(241), |error| matches!(error, Error::TooLarge(_))),

@@ -43,6 +43,17 @@ async fn sql_health_and_metrics_answer_and_nonsense_gets_a_clear_error() {
         assert!(!description.is_empty() && description.contains(part), "{part}: {description}");
     }
 
+    nonsense_bodies(&node).await;
+    raw_nonsense(&node).await;
+    assert!(node.metric("metaflow_queries_total{outcome=\"Refused\"}").await >= 7.0);
+    assert!(node.metric("metaflow_query_seconds_count").await >= 9.0);
+    pages(&node).await;
+    commands(&node).await;
+    assert_eq!(node.terminate().await, Some(0));
+}
+
+/// Bodies that are no question, and the two forms of those that are.
+async fn nonsense_bodies(node: &Node) {
     let post = |content_type: &'static str, body: Vec<u8>| {
         node.http
             .post(format!("{}/v1/query/", node.url))
@@ -68,10 +79,10 @@ async fn sql_health_and_metrics_answer_and_nonsense_gets_a_clear_error() {
     }
     let json = post("application/json", b"{\"sql\":\"SHOW TABLES\"}".to_vec()).await.unwrap();
     assert_eq!(json.status(), 200);
+}
 
-    raw_nonsense(&node).await;
-    assert!(node.metric("metaflow_queries_total{outcome=\"Refused\"}").await >= 7.0);
-    assert!(node.metric("metaflow_query_seconds_count").await >= 9.0);
+/// Every page there is, and one that is not.
+async fn pages(node: &Node) {
     for (path, status, part) in [
         ("/", 200, "/v1/query/"),
         ("/health/live", 200, "alive"),
@@ -84,8 +95,6 @@ async fn sql_health_and_metrics_answer_and_nonsense_gets_a_clear_error() {
         assert_eq!(answer.status(), status, "{path}");
         assert!(answer.text().await.unwrap().contains(part), "{path}");
     }
-    commands(&node).await;
-    assert_eq!(node.terminate().await, Some(0));
 }
 
 /// Bytes that are not HTTP close their connection and nothing else.
