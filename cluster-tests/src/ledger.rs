@@ -17,7 +17,7 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 /// Batches on their way at one time.
-const WINDOW: usize = 32;
+const WINDOW: usize = 128;
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What the agent knows of its batches.
