@@ -115,8 +115,10 @@ impl Bench {
         for tag in 0..CARDINALITIES.len() {
             let cardinality = CARDINALITIES[tag];
             let name = name_sql(tag, "number");
-            self.run(&format!("INSERT INTO bench.dictionary SELECT {tag}, number, {name} FROM numbers({cardinality})"))
-                .await?;
+            self.run(&format!(
+                "INSERT INTO bench.dictionary SELECT {tag}, number, {name} FROM numbers({cardinality})"
+            ))
+            .await?;
         }
         self.run(
             "CREATE DICTIONARY bench.names (kind UInt8, id UInt64, name String) PRIMARY KEY kind, id \
@@ -173,7 +175,12 @@ impl Bench {
                 ),
             ),
         };
-        Ok(Figures { insert, bytes, filter: self.query_cpu(&filter).await?, group: self.query_cpu(&group).await? })
+        Ok(Figures {
+            insert,
+            bytes,
+            filter: self.query_cpu(&filter).await?,
+            group: self.query_cpu(&group).await?,
+        })
     }
 
     /// Engine CPU seconds of one run, averaged.
@@ -228,10 +235,14 @@ fn name(tag: usize, id: u32) -> String {
 }
 
 fn name_sql(tag: usize, id: &str) -> String {
-    format!("concat('{}-', toString({id}), '-of-cluster-', toString({id} % 7))", PREFIXES[tag % PREFIXES.len()])
+    format!(
+        "concat('{}-', toString({id}), '-of-cluster-', toString({id} % 7))",
+        PREFIXES[tag % PREFIXES.len()]
+    )
 }
 
-const PREFIXES: [&str; 5] = ["payment-gateway", "node", "checkout-service", "eu-central", "inventory-worker-7c9d8f"];
+const PREFIXES: [&str; 5] =
+    ["payment-gateway", "node", "checkout-service", "eu-central", "inventory-worker-7c9d8f"];
 
 /// The id of a row's tag: an instance decides all tags of its side, as in a fleet.
 fn id(row: usize, tag: usize) -> u32 {

@@ -78,7 +78,7 @@ pub struct Insert {
     pub block: Bytes,
     /// Equal tokens are stored once.
     pub token: String,
-    /// Unique for each try; begins with [`Store::query_prefix`].
+    /// Unique for each try; begins with this node's prefix, see [`Store::query_id`].
     pub query_id: String,
 }
 
