@@ -78,17 +78,17 @@ async fn main() -> Result<ExitCode> {
         all.push(bench.measure(form).await?);
     }
     engine.stop().await;
-    report(&all);
+    report(&all)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn report(all: &[Figures]) {
+fn report(all: &[Figures]) -> Result<()> {
     let rows = (ROWS_A_BATCH * BATCHES) as f64;
     let mut text = String::from(
         "| 40 tags a row as | insert CPU us/row | bytes/row | filter CPU ms | group-by CPU ms |\n|---|---|---|---|---|\n",
     );
     for (name, figures) in ["integers (SmartEncoding)", "LowCardinality(String)", "String"].iter().zip(all) {
-        let _ = writeln!(
+        writeln!(
             text,
             "| {name} | {:.2} ({:.1}x) | {:.1} ({:.1}x) | {:.1} ({:.1}x) | {:.1} ({:.1}x) |",
             figures.insert * 1e6 / rows,
@@ -99,12 +99,13 @@ fn report(all: &[Figures]) {
             figures.filter / all[0].filter,
             figures.group * 1e3,
             figures.group / all[0].group,
-        );
+        )?;
     }
     #[expect(clippy::print_stdout, reason = "a benchmark prints its result")]
     {
         print!("{text}");
     }
+    Ok(())
 }
 
 impl Bench {
@@ -112,8 +113,7 @@ impl Bench {
         self.run("CREATE DATABASE bench").await?;
         self.run("CREATE TABLE bench.dictionary (kind UInt8, id UInt64, name String) ENGINE = MergeTree ORDER BY (kind, id)")
             .await?;
-        for tag in 0..CARDINALITIES.len() {
-            let cardinality = CARDINALITIES[tag];
+        for (tag, cardinality) in CARDINALITIES.into_iter().enumerate() {
             let name = name_sql(tag, "number");
             self.run(&format!(
                 "INSERT INTO bench.dictionary SELECT {tag}, number, {name} FROM numbers({cardinality})"

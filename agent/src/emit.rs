@@ -82,6 +82,8 @@ pub struct Counters {
     pub collapsed: u64,
     /// Texts that were cut at the limit of their column.
     pub truncated: u64,
+    /// Requests, flows and their seconds of MetaFlow itself, which are not reported.
+    pub own: u64,
 }
 
 /// Sums up and lays out what the flow table hands out.
@@ -129,6 +131,10 @@ impl Emitter {
         // Requests and logs first: the report of a flow's end makes its notes go.
         for (facts, session) in output.sessions.drain(..) {
             let place = self.notes.place(&facts, now, basis);
+            if place.is_own(basis) {
+                self.counters.own += 1;
+                continue;
+            }
             self.counters.sessions += 1;
             let key = ApplicationKey {
                 place,
@@ -150,6 +156,10 @@ impl Emitter {
         }
         for report in output.logs.drain(..) {
             let place = self.notes.place(&report.facts, now, basis);
+            if place.is_own(basis) {
+                self.counters.own += 1;
+                continue;
+            }
             self.counters.flows += 1;
             logs::push_flow(&mut self.flow_log, &place, &report, now);
             cut_when_full(&mut self.flow_log, &self.config, &mut self.chunks);
@@ -164,8 +174,12 @@ impl Emitter {
         let place = self.notes.place(&report.facts, now, basis);
         let second = second_of(report.start_time);
         let first_in_minute = self.notes.first_in_minute(report.facts.flow_id, second / 60);
-        let key = NetworkKey { place, l7_protocol: report.l7_protocol };
-        self.network.add(second, key, &NetworkValue::from_report(report, first_in_minute));
+        if place.is_own(basis) {
+            self.counters.own += 1;
+        } else {
+            let key = NetworkKey { place, l7_protocol: report.l7_protocol };
+            self.network.add(second, key, &NetworkValue::from_report(report, first_in_minute));
+        }
         if NetworkValue::is_over(report.close_type) {
             self.notes.close(report.facts.flow_id, now);
         }

@@ -12,6 +12,10 @@ pub trait Basis {
     fn observation_point(&self, ends: &Ends) -> ObservationPoint;
     /// Processes of client and server; 0 when unknown or elsewhere.
     fn pids(&self, ends: &Ends) -> (u32, u32);
+    /// The process belongs to MetaFlow itself: what it says and hears is not reported.
+    fn is_own(&self, _pid: u32) -> bool {
+        false
+    }
 }
 
 /// The basis of captures from elsewhere: nothing is here.
@@ -43,6 +47,11 @@ pub(super) struct Place {
 const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 impl Place {
+    /// One end is MetaFlow itself.
+    pub(super) fn is_own(&self, basis: &dyn Basis) -> bool {
+        basis.is_own(self.client_pid) || basis.is_own(self.server_pid)
+    }
+
     /// The serving side alone.
     pub(super) fn one_sided(self) -> Self {
         Self { client_ip: NOBODY, client_pid: 0, ..self }

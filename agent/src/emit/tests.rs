@@ -300,3 +300,35 @@ fn long_texts_are_cut_at_a_character_and_counted() {
     assert!(log.columns.strings.contains(&"ä".repeat(128)), "endpoint at 256 bytes");
     assert_eq!(counters.truncated, 2, "in the log and in the key");
 }
+
+struct OwnServer;
+impl Basis for OwnServer {
+    fn observation_point(&self, _ends: &Ends) -> ObservationPoint {
+        ObservationPoint::Local
+    }
+    fn pids(&self, ends: &Ends) -> (u32, u32) {
+        (1, u32::from(ends.server_port))
+    }
+    fn is_own(&self, pid: u32) -> bool {
+        pid == 8123
+    }
+}
+
+#[test]
+fn traffic_of_metaflow_itself_is_not_reported() {
+    let mut output = Output::default();
+    for (flow_id, port) in [(1, 8123), (2, 80)] {
+        let facts = facts(flow_id, 1, port);
+        output.sessions.push((facts, session(BEGIN, "/", ResponseStatus::Normal, Some(5))));
+        output.logs.push(report(facts, 0, 100, CloseType::Finish));
+        output.seconds.push(report(facts, 0, 100, CloseType::Finish));
+    }
+    let mut emitter = Emitter::new(Config::default());
+    emitter.accept(&mut output, BEGIN, &OwnServer);
+    let counters = emitter.counters();
+    assert_eq!((counters.own, counters.sessions, counters.flows), (3, 1, 1));
+    emitter.finish(BEGIN);
+    let totals = totals(&emitter.take());
+    assert_eq!(totals["APPLICATION_MAP_1S"].0, 1);
+    assert_eq!(totals["NETWORK_MAP_1S"].0, 1);
+}

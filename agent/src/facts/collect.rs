@@ -41,6 +41,9 @@ const INTERFACES_EVERY: u32 = 5;
 /// Looks between two readings of the name of a kernel thread's number.
 const KERNEL_THREADS_EVERY: u32 = 60;
 
+/// Programs of MetaFlow: agent, node and the engine that a node runs.
+const OWN: [&str; 2] = ["metaflow", "metaflow-agent"];
+
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const TABLES: [(&str, u8); 4] = [("tcp", TCP), ("tcp6", TCP), ("udp", UDP), ("udp6", UDP)];
@@ -104,6 +107,11 @@ impl Collector {
         listeners.sort_unstable();
         listeners.dedup();
         listeners.truncate(LISTENERS_MAX);
+        let own = self
+            .known
+            .iter()
+            .filter(|(_, known)| OWN.contains(&known.process.name.as_str()))
+            .map(|(pid, _)| *pid);
         let host = Host::new(
             netlink::addresses(&self.interfaces),
             sockets().map(|(ip_protocol, entry, pid)| Socket {
@@ -112,7 +120,8 @@ impl Collector {
                 remote: entry.remote,
                 pid,
             }),
-        );
+        )
+        .with_own(own);
         let processes = self.known.iter().map(|(pid, known)| (*pid, known.process.clone())).collect();
         (Snapshot { processes, listeners, interfaces: self.interfaces.clone() }, host)
     }

@@ -24,6 +24,8 @@ pub struct Host {
     addresses: FxHashSet<IpAddr>,
     connected: FxHashMap<(u8, SocketAddr, SocketAddr), u32>,
     bound: FxHashMap<(u8, u16), Vec<(IpAddr, u32)>>,
+    /// Processes of MetaFlow.
+    own: FxHashSet<u32>,
 }
 
 impl Host {
@@ -41,6 +43,13 @@ impl Host {
             }
         }
         host
+    }
+
+    /// The same host, knowing which processes are MetaFlow's.
+    #[must_use]
+    pub fn with_own(mut self, pids: impl IntoIterator<Item = u32>) -> Self {
+        self.own = pids.into_iter().collect();
+        self
     }
 
     pub fn is_here(&self, address: IpAddr) -> bool {
@@ -79,6 +88,10 @@ impl Basis for Host {
         let client = SocketAddr::new(ends.client_ip, ends.client_port);
         let server = SocketAddr::new(ends.server_ip, ends.server_port);
         (self.pid(ends.ip_protocol, client, server), self.pid(ends.ip_protocol, server, client))
+    }
+
+    fn is_own(&self, pid: u32) -> bool {
+        self.own.contains(&pid)
     }
 }
 
