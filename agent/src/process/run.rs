@@ -36,7 +36,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<Stat
     let server_ports = snapshot.listeners.iter().map(|listener| listener.port).collect();
     let (facts, facts_changes) = watch::channel(Arc::new(snapshot));
     let (host, host_changes) = watch::channel(Arc::new(first_host));
-    let looking = look_thread(collector, facts, host, stop.clone())?;
+    // Facts are told until the sender is done: a node that connects late still learns the names.
+    let stop_looking = CancellationToken::new();
+    let looking = look_thread(collector, facts, host, stop_looking.clone())?;
     let start = Start {
         machine_id: machine_id(&config.machine_id),
         emit: emit::Config::default(),
@@ -69,7 +71,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<Stat
     let captured = join(thread, "capture").await?;
     process.seal().await?;
     process.drain(LINGER, false, &CancellationToken::new()).await;
-    stop.cancel();
+    stop_looking.cancel();
     join(looking, "facts").await?;
     let path = process.config.data_dir.join("status.json");
     let status = process.end().await?;
