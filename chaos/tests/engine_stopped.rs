@@ -24,7 +24,7 @@ async fn a_minute_without_the_store_costs_no_row_and_no_memory() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut node = Node::start_with(folder.path(), "[memory]\nbudget = \"64MiB\"").await?;
     let url = node.grpc_url();
-    let mut agent = LedgerAgent::new("ledger", 9, 3_000, ROWS_A_BATCH, now_seconds());
+    let mut agent = LedgerAgent::new("ledger", 9, 1_500, ROWS_A_BATCH, now_seconds());
     let sending = tokio::spawn(async move {
         let result = agent.run(|| url.clone(), Duration::from_secs(400)).await;
         (agent, result)
@@ -46,7 +46,7 @@ async fn a_minute_without_the_store_costs_no_row_and_no_memory() -> Result<()> {
     let (agent, result) = sending.await?;
     result?;
     let stored = stored_batches(&node, "flow_log", "l7_flow_log", "ledger").await?;
-    ensure!(stored.len() == 3_000, "{} batches are stored", stored.len());
+    ensure!(stored.len() == 1_500, "{} batches are stored", stored.len());
     check_ledger(&agent, &stored, u64::from(ROWS_A_BATCH))?;
     node.terminate().await
 }
