@@ -1,7 +1,7 @@
 CREATE TABLE IF NOT EXISTS flow_tag.`dictionary`
 (
     `kind` UInt8 COMMENT 'kind of tag' CODEC(T64, LZ4),
-    `id` UInt64 COMMENT 'id within the kind' CODEC(T64, LZ4),
+    `id` UInt64 COMMENT 'id within the kind' CODEC(T64, ZSTD(1)),
     `name` String COMMENT 'what it names' CODEC(ZSTD(1))
 )
 ENGINE = ReplacingMergeTree

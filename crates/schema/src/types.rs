@@ -150,20 +150,21 @@ macro_rules! column_types {
     };
 }
 
-// Codecs were measured on the engine with columns of a million rows as they occur here (tag ids in entity order and spread, counters,
-// times): behind T64, LZ4 is within 2 % of ZSTD's size at about three quarters of its CPU; without T64 ids and counters take 1.4 times
-// the space. `batch_seq` grows in steps: DoubleDelta (declared there) makes it a thirtieth. Microseconds do not profit from DoubleDelta.
+// Codecs were measured on the engine. Forty correlated tag ids a row (`./dev bench encoding`): T64 with ZSTD(1) takes 12.9 bytes a row
+// for 2.3 us of inserts and merges, T64 with LZ4 16.8 bytes for 2.1 to 2.5 us, ZSTD(1) alone 11.7 bytes for 2.9 us. Spread ids and
+// counters take 1.4 times the space without T64. `batch_seq` grows in steps: DoubleDelta (declared there) makes it a thirtieth.
+// Microseconds do not profit from DoubleDelta.
 column_types! {
     /// Small enumerations and flags.
     U8 Vec<u8> = "UInt8" "T64, LZ4",
     /// Ports.
-    U16 Vec<u16> = "UInt16" "T64, LZ4",
+    U16 Vec<u16> = "UInt16" "T64, ZSTD(1)",
     /// Dictionary ids and counters.
-    U32 Vec<u32> = "UInt32" "T64, LZ4",
+    U32 Vec<u32> = "UInt32" "T64, ZSTD(1)",
     /// Counters, sums and unbounded dictionary ids.
-    U64 Vec<u64> = "UInt64" "T64, LZ4",
+    U64 Vec<u64> = "UInt64" "T64, ZSTD(1)",
     /// Signed codes.
-    I32 Vec<i32> = "Int32" "T64, LZ4",
+    I32 Vec<i32> = "Int32" "T64, ZSTD(1)",
     /// Whole seconds since 1970.
     Seconds Vec<u32> = "DateTime('UTC')" "DoubleDelta, LZ4",
     /// Microseconds since 1970.
