@@ -5,6 +5,7 @@
 //! a batch comes with its memory permit, and without room in the log it is not taken: the credit says so beforehand. On failure: what is
 //! not acknowledged is sent again by the agent; what is, is in the log and is replayed after a start.
 
+mod acks;
 mod ledger;
 pub mod metrics;
 
@@ -21,6 +22,7 @@ use crate::{
     rows::{Accepted, BatchId, Outcome, Report},
     wal::{Committed, Entry, Left, Wal},
 };
+pub use acks::{Ack, Acks, Answers, Reply, Runs, acks};
 use ledger::{Decision, Ledger};
 pub use metrics::Metrics;
 
@@ -40,20 +42,6 @@ impl Default for Config {
         Self { wal_bytes_max: 4 << 30 }
     }
 }
-
-/// What a stream is told about one batch.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ack {
-    /// On this node's disk.
-    Received(u64),
-    /// In the store.
-    Committed(u64),
-    /// Never going to be stored.
-    Rejected { seq: u64, reason: String },
-}
-
-/// Acks go out as long as there is room; an agent that misses one sends the batch again.
-pub type Reply = mpsc::Sender<Ack>;
 
 #[derive(Debug)]
 pub enum Msg {
@@ -390,13 +378,17 @@ impl State {
     }
 
     fn lost(&mut self, id: BatchId) {
-        if let Some((entry, _)) = self.ledger.remove(id) {
+        if let Some((entry, replies)) = self.ledger.remove(id) {
             self.wal.forget(entry, None);
+            // Its agent has it still.
+            for reply in replies {
+                reply.ask_again();
+            }
         }
     }
 
     fn ack(&self, reply: &Reply, ack: Ack) {
-        if reply.try_send(ack).is_err() {
+        if !reply.send(ack) {
             self.metrics.acks_unsent.fetch_add(1, Relaxed);
         }
     }

@@ -93,7 +93,9 @@ async fn agent(folder: &Path, text: &mut String) -> Result<()> {
     };
     let mut node = Node::start(&folder.join("node-for-agent")).await?;
     writeln!(text, "\n| capture replayed | requests | agent's CPU a request, us |\n|---|---|---|")?;
-    for (capture, requests) in [("redis/redis.pcap", 10), ("mysql/171-mysql.pcap", 390)] {
+    for (capture, requests) in
+        [("http/httpv1.pcap", 1), ("redis/redis.pcap", 10), ("mysql/171-mysql.pcap", 390)]
+    {
         let loops = (LOOPS / requests).max(50) * 10;
         let machine_id = capture.replace(['/', '.'], "-");
         let replay = Replay {

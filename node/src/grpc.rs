@@ -4,7 +4,6 @@
 //! room for them. A hostile frame ends its stream with a status. On a stop, streams take nothing new and end when what they brought is
 //! acknowledged.
 
-mod acks;
 mod connection;
 mod ingest;
 mod sync;

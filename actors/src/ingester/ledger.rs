@@ -51,7 +51,7 @@ impl Ledger {
 
     pub(super) fn offer(&mut self, id: BatchId, reply: &Reply, has_room: bool) -> Decision {
         if let Some(known) = self.in_flight.get_mut(&id) {
-            if !known.replies.iter().any(|other| other.same_channel(reply)) {
+            if !known.replies.iter().any(|other| other.is_same_stream(reply)) {
                 if known.replies.len() >= REPLIES_MAX {
                     known.replies.remove(0);
                 }

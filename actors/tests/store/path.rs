@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use metaflow_actors::{
     disk::Disk,
-    ingester::{self, Ack, Config, Ingester, Running},
+    ingester::{self, Acks, Answers, Config, Ingester, Running},
     memory::Budget,
     rows::{Accepted, Labelled},
     store::Store,
@@ -91,12 +91,17 @@ fn batch(seq: u64, resent: bool) -> wire::Batch {
 }
 
 /// Reads acks until there were as many of one kind as asked for.
-async fn wait_for(acks: &mut mpsc::Receiver<Ack>, many: usize, is_it: impl Fn(&Ack) -> bool) {
+async fn wait_for(answers: &mut Answers, many: u64, how_many: impl Fn(&Acks) -> u64) {
     let mut seen = 0;
     while seen < many {
-        let ack = tokio::time::timeout(kit::PATIENCE, acks.recv()).await.unwrap().unwrap();
-        seen += usize::from(is_it(&ack));
+        let acks = tokio::time::timeout(kit::PATIENCE, answers.next()).await.unwrap().unwrap();
+        seen += how_many(&acks);
     }
+}
+
+/// What the next acks say to be in the store.
+async fn committed(answers: &mut Answers) -> Vec<(u64, u64)> {
+    answers.next().await.unwrap().committed.iter().collect()
 }
 
 async fn stored(store: &Store) -> BTreeMap<u64, u64> {
@@ -112,23 +117,23 @@ async fn received_batches_survive_their_run_and_are_stored_by_the_next() {
     let (data, log) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (engine, store) = kit::engine(data.path()).await;
     let run = Run::start(log.path(), None, 1 << 30).await;
-    let (reply, mut acks) = mpsc::channel(100);
+    let (reply, mut answers) = ingester::acks();
     for seq in 0..50 {
         run.send(batch(seq, false), &reply).await;
     }
-    wait_for(&mut acks, 50, |ack| matches!(ack, Ack::Received(_))).await;
+    wait_for(&mut answers, 50, |acks| acks.received.count()).await;
     run.kill().await;
 
     let run = Run::start(log.path(), Some(&store), 1 << 30).await;
     run.running.ingester().wal().emptied().await;
     assert_eq!(stored(&store).await, expected(50));
     run.send(batch(3, true), &reply).await;
-    assert_eq!(acks.recv().await, Some(Ack::Committed(3)), "answered from memory");
+    assert_eq!(committed(&mut answers).await, [(3, 3)], "answered from memory");
     run.kill().await;
 
     let run = Run::start(log.path(), Some(&store), 1 << 30).await;
     run.send(batch(4, true), &reply).await;
-    assert_eq!(acks.recv().await, Some(Ack::Committed(4)), "known after a start");
+    assert_eq!(committed(&mut answers).await, [(4, 4)], "known after a start");
     run.kill().await;
     assert_eq!(stored(&store).await, expected(50));
     engine.stop().await;
@@ -140,7 +145,7 @@ async fn batches_are_stored_once_however_often_runs_end_and_agents_send_again() 
     let (data, log) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (engine, store) = kit::engine(data.path()).await;
     let mut dice = Dice(42);
-    let (reply, mut acks) = mpsc::channel(100_000);
+    let (reply, mut answers) = ingester::acks();
     let mut resent = false;
     for _ in 0..8 {
         let run = Run::start(log.path(), Some(&store), 1 << 30).await;
@@ -156,12 +161,12 @@ async fn batches_are_stored_once_however_often_runs_end_and_agents_send_again() 
         resent = true;
         run.kill().await;
     }
-    while acks.try_recv().is_ok() {}
+    answers.take();
     let run = Run::start(log.path(), Some(&store), 1 << 30).await;
     for seq in 0..BATCHES {
         run.send(batch(seq, true), &reply).await;
     }
-    wait_for(&mut acks, BATCHES as usize, |ack| matches!(ack, Ack::Committed(_))).await;
+    wait_for(&mut answers, BATCHES, |acks| acks.committed.count()).await;
     assert_eq!(stored(&store).await, expected(BATCHES));
     run.kill().await;
     engine.stop().await;
@@ -172,11 +177,11 @@ async fn a_full_log_takes_the_credit_away_and_gives_it_back() {
     let (data, log) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (engine, store) = kit::engine(data.path()).await;
     let run = Run::start(log.path(), None, 400).await;
-    let (reply, mut acks) = mpsc::channel(100);
+    let (reply, mut answers) = ingester::acks();
     for seq in 0..4 {
         run.send(batch(seq, false), &reply).await;
     }
-    wait_for(&mut acks, 2, |ack| matches!(ack, Ack::Received(_))).await;
+    wait_for(&mut answers, 2, |acks| acks.received.count()).await;
     let ingester = run.running.ingester();
     let dropped = || ingester.metrics().batches_dropped[0].load(std::sync::atomic::Ordering::Relaxed);
     kit::eventually(|| async { (dropped() == 2).then_some(()) }).await;
@@ -196,7 +201,7 @@ async fn a_full_log_takes_the_credit_away_and_gives_it_back() {
 async fn an_envelope_that_cannot_be_right_is_rejected_at_once() {
     let log = tempfile::tempdir().unwrap();
     let run = Run::start(log.path(), None, 1 << 30).await;
-    let (reply, mut acks) = mpsc::channel(100);
+    let (reply, mut answers) = ingester::acks();
     type Change = fn(&mut wire::Batch);
     let changes: [(Change, &str); 4] = [
         (|batch| batch.protocol_version = 99, "version"),
@@ -208,11 +213,9 @@ async fn an_envelope_that_cannot_be_right_is_rejected_at_once() {
         let mut batch = batch(seq as u64, false);
         change(&mut batch);
         run.send(batch, &reply).await;
-        let ack = acks.recv().await;
-        assert!(
-            matches!(&ack, Some(Ack::Rejected { seq: rejected, reason }) if *rejected == seq as u64 && reason.contains(expected)),
-            "{ack:?}"
-        );
+        let acks = answers.next().await.unwrap();
+        let [(rejected, reason)] = &acks.rejected[..] else { panic!("{acks:?}") };
+        assert!(*rejected == seq as u64 && reason.contains(expected), "{acks:?}");
     }
     run.kill().await;
 }

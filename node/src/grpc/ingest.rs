@@ -12,18 +12,16 @@ use std::{
     time::Duration,
 };
 
-use metaflow_actors::ingester::{self, Ack, Ingester, Reply};
+use metaflow_actors::ingester::{self, Ack, Acks, Answers, Ingester, Reply};
 use metaflow_schema::enums::Kind;
-use metaflow_wire::{BATCH_BYTES_MAX, Batch, IngestAck};
+use metaflow_wire::{BATCH_BYTES_MAX, Batch, IngestAck, Rejection, SeqRange};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use super::{ANSWERS_MAX, Agents, acks::gather};
+use super::{ANSWERS_MAX, Agents};
 
-/// Acks that wait to be sent on one stream: more batches than a stream's credit lets through.
-const ACKS_MAX: usize = 8192;
 /// How often an agent hears of changed credit when nothing else is said.
 const CREDIT_INTERVAL: Duration = Duration::from_millis(200);
 /// Most credit of one stream: what a fast network moves in a moment; more only makes a broken stream dearer.
@@ -78,10 +76,10 @@ impl Drop for Entered {
 
 /// Starts both tasks of a stream.
 pub(super) fn start(agents: Agents, batches: Streaming<Batch>) -> ReceiverStream<Result<IngestAck, Status>> {
-    let (output, answers) = mpsc::channel(ANSWERS_MAX);
-    let (reply, acks) = mpsc::channel(ACKS_MAX);
+    let (output, messages) = mpsc::channel(ANSWERS_MAX);
+    let (reply, answers) = ingester::acks();
     let answering = Answering {
-        acks,
+        answers,
         output: output.clone(),
         ingester: agents.ingester.clone(),
         streams: Arc::clone(&agents.streams),
@@ -89,7 +87,7 @@ pub(super) fn start(agents: Agents, batches: Streaming<Batch>) -> ReceiverStream
     };
     tokio::spawn(answering.run());
     tokio::spawn(read(agents, batches, reply, output));
-    ReceiverStream::new(answers)
+    ReceiverStream::new(messages)
 }
 
 /// Reads until the agent is done, breaks the contract, or the node stops.
@@ -132,8 +130,7 @@ async fn take(agents: &Agents, mut batches: Streaming<Batch>, reply: &Reply) -> 
         } else {
             agents.metrics.reject("other_agent");
             let reason = format!("batch of agent {} on a stream of agent {agent_id}", batch.agent_id);
-            // Waits for room: an agent must learn of every loss.
-            if reply.send(Ack::Rejected { seq: batch.seq, reason }).await.is_err() {
+            if !reply.send(Ack::Rejected { seq: batch.seq, reason }) {
                 return Ok(());
             }
         }
@@ -155,7 +152,7 @@ async fn is_known(agents: &Agents, agent_id: u32) -> Result<bool, Status> {
 
 /// The task that answers.
 struct Answering {
-    acks: mpsc::Receiver<Ack>,
+    answers: Answers,
     output: mpsc::Sender<Result<IngestAck, Status>>,
     ingester: Ingester,
     streams: Arc<Streams>,
@@ -172,32 +169,45 @@ impl Answering {
     async fn answer(&mut self) {
         let mut tick = tokio::time::interval(CREDIT_INTERVAL);
         let mut told = None;
-        let mut acks = Vec::new();
         loop {
-            let ended = tokio::select! {
-                count = self.acks.recv_many(&mut acks, ACKS_MAX) => count == 0,
-                _ = tick.tick() => false,
-                () = self.stop.cancelled() => {
-                    while let Ok(ack) = self.acks.try_recv() {
-                        acks.push(ack);
-                    }
-                    true
-                }
+            let (acks, ended) = tokio::select! {
+                acks = self.answers.next() => match acks {
+                    Some(acks) => (acks, false),
+                    None => return,
+                },
+                _ = tick.tick() => (Acks::default(), false),
+                () = self.stop.cancelled() => (self.answers.take(), true),
                 () = self.output.closed() => return,
             };
             let credit = credit(self.ingester.credit(), self.streams.open());
-            if (acks.is_empty() && told == Some(credit)) || (ended && acks.is_empty()) {
-                if ended {
+            let incomplete = acks.incomplete;
+            if !acks.is_empty() || (told != Some(credit) && !ended) {
+                told = Some(credit);
+                if self.output.send(Ok(message(acks, credit))).await.is_err() {
                     return;
                 }
-                continue;
             }
-            told = Some(credit);
-            if self.output.send(Ok(gather(acks.drain(..), credit))).await.is_err() || ended {
+            if incomplete {
+                let status = Status::resource_exhausted(
+                    "not every acknowledgement could be given: send again what is not committed",
+                );
+                tracing::warn!(reason = status.message(), "a stream of rows ends");
+                // An agent that is gone does not care.
+                self.output.send(Err(status)).await.ok();
+                return;
+            }
+            if ended {
                 return;
             }
         }
     }
+}
+
+fn message(acks: Acks, credit_bytes: u64) -> IngestAck {
+    let Acks { received, committed, rejected, incomplete: _ } = acks;
+    let ranges = |runs: ingester::Runs| runs.iter().map(|(first, last)| SeqRange { first, last }).collect();
+    let rejected = rejected.into_iter().map(|(seq, reason)| Rejection { seq, reason }).collect();
+    IngestAck { received: ranges(received), committed: ranges(committed), rejected, credit_bytes }
 }
 
 /// A stream's share of the room. What would hold not one batch is no room.
