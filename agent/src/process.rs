@@ -7,11 +7,11 @@
 //!
 //! The end: the capture stops, flows and intervals are closed, all is made durable, the sender gets a while to send it.
 
+#[cfg(test)]
+mod corpus_tests;
 mod replay;
 mod run;
 mod status;
-#[cfg(test)]
-mod tests;
 
 use std::{
     path::PathBuf,

@@ -8,6 +8,7 @@ use metaflow_actors::{
     writer::{Config, Writer, nothing_before_insert},
 };
 use metaflow_schema::tables::NETWORK_1S;
+use rustix::process::Signal;
 
 use crate::kit::{self, Dice, NEW_YEAR};
 
@@ -41,7 +42,7 @@ async fn every_batch_is_stored_once_while_the_engine_is_killed_again_and_again()
         // Somewhere within a few inserts after the engine is back: before, inside or between them.
         tokio::time::sleep(Duration::from_micros(dice.roll(400_000))).await;
         let victim = kit::process(&engine).await;
-        kit::signal("-KILL", victim).await;
+        kit::signal(Signal::KILL, victim);
         engine.process().wait_for(|now| *now != Some(victim)).await.unwrap();
     }
     feeding.await.unwrap();
@@ -64,7 +65,7 @@ async fn a_stopped_engine_costs_the_budget_and_no_more_and_is_caught_up_with() {
     let writer = Writer::start(store.clone(), config, nothing_before_insert(), report).await;
     let budget = Budget::new(1 << 20);
     let process = kit::process(&engine).await;
-    kit::signal("-STOP", process).await;
+    kit::signal(Signal::STOP, process);
     let seconds = vec![NEW_YEAR; 100];
     let bytes = kit::network(0, &seconds).bytes();
     let mut written = 0;
@@ -80,7 +81,7 @@ async fn a_stopped_engine_costs_the_budget_and_no_more_and_is_caught_up_with() {
     assert!(written >= 10, "{written} batches fit");
     let starved = tokio::time::timeout(Duration::from_millis(300), budget.acquire(bytes)).await;
     assert!(starved.is_err(), "nothing is given back while nothing is stored");
-    kit::signal("-CONT", process).await;
+    kit::signal(Signal::CONT, process);
     for _ in 0..written {
         assert!(matches!(outcomes.recv().await.unwrap(), Outcome::Committed(_)));
     }

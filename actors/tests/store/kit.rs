@@ -3,7 +3,6 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    process::Stdio,
     sync::Arc,
     time::Duration,
 };
@@ -21,6 +20,7 @@ use metaflow_schema::{
     block::Group,
     tables::{NETWORK_1S, Network, NetworkRow},
 };
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc;
 
 /// Long enough for a machine that compiles at the same time.
@@ -61,15 +61,10 @@ pub(crate) async fn process(engine: &Engine) -> u32 {
     id.unwrap()
 }
 
-/// `kill` sends a signal to one process.
-pub(crate) async fn signal(name: &str, process: u32) {
-    let status = tokio::process::Command::new("kill")
-        .args([name, &process.to_string()])
-        .stdout(Stdio::null())
-        .status()
-        .await
-        .unwrap();
-    assert!(status.success(), "kill {name} {process}");
+/// Sends a signal to one process.
+pub(crate) fn signal(signal: Signal, process: u32) {
+    let pid = Pid::from_raw(process.try_into().unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
 }
 
 pub(crate) fn id(seq: u64) -> BatchId {

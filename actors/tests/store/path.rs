@@ -12,6 +12,7 @@ use metaflow_actors::{
 };
 use metaflow_schema::tables::NETWORK_1S;
 use metaflow_wire as wire;
+use rustix::process::Signal;
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::kit::{self, Dice, NEW_YEAR};
@@ -156,7 +157,7 @@ async fn batches_are_stored_once_however_often_runs_end_and_agents_send_again() 
             }
         }
         if dice.roll(2) == 0 {
-            kit::signal("-KILL", kit::process(&engine).await).await;
+            kit::signal(Signal::KILL, kit::process(&engine).await);
         }
         resent = true;
         run.kill().await;

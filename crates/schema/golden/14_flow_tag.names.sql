@@ -5,5 +5,5 @@ CREATE DICTIONARY IF NOT EXISTS flow_tag.names
     `name` String
 )
 PRIMARY KEY kind, id
-SOURCE(CLICKHOUSE(DB 'flow_tag' TABLE 'dictionary'))
+SOURCE(CLICKHOUSE(HOST '127.0.0.1' DB 'flow_tag' TABLE 'dictionary'))
 LAYOUT(COMPLEX_KEY_DIRECT());

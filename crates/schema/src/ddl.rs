@@ -7,7 +7,7 @@ const DEDUPLICATION_WINDOW: u32 = 10_000;
 
 /// `flow_tag.names` answers `dictGet` at query time; DIRECT reads the table, so it is never stale and holds no memory.
 const NAMES_DICTIONARY: &str = "CREATE DICTIONARY IF NOT EXISTS flow_tag.names\n(\n    `kind` UInt8,\n    `id` UInt64,\n    `name` \
-    String\n)\nPRIMARY KEY kind, id\nSOURCE(CLICKHOUSE(DB 'flow_tag' TABLE 'dictionary'))\nLAYOUT(COMPLEX_KEY_DIRECT())";
+    String\n)\nPRIMARY KEY kind, id\nSOURCE(CLICKHOUSE(HOST '127.0.0.1' DB 'flow_tag' TABLE 'dictionary'))\nLAYOUT(COMPLEX_KEY_DIRECT())";
 
 /// Every statement, in the order in which they must run.
 pub fn statements() -> Vec<String> {
