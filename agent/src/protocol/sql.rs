@@ -3,6 +3,7 @@
 //! One pass over bytes, no grammar: statements are hostile, cut and of many dialects.
 
 use super::text::normalised;
+use super::trace::Trace;
 
 /// Statements are kept up to here; generated ones are rarely longer.
 pub(crate) const STATEMENT_MAX: usize = 4 * 1024;
@@ -57,6 +58,51 @@ pub(crate) fn used_database(statement: &str) -> Option<String> {
     let mut words = Words { bytes: statement.as_bytes(), at: 0, left: WORDS_MAX };
     words.next().filter(|verb| verb.eq_ignore_ascii_case("USE"))?;
     words.skipping(&[])
+}
+
+/// The trace context in a statement's comments, as SQLCommenter writes it: `/*traceparent='00-...-01',tracestate='a%3Db'*/`.
+pub(crate) fn trace(statement: &str) -> Trace {
+    let bytes = statement.as_bytes();
+    let mut trace = Trace::default();
+    // Few statements have a comment: the others need not be taken apart.
+    if memchr::memmem::find(bytes, b"/*").is_none() {
+        return trace;
+    }
+    let mut at = 0;
+    while at < bytes.len() {
+        let end = token_end(bytes, at);
+        let comment = bytes[at..end].strip_prefix(b"/*").and_then(|comment| comment.strip_suffix(b"*/"));
+        for pair in comment.into_iter().flat_map(|comment| comment.split(|byte| *byte == b',')) {
+            if let Some(equals) = memchr::memchr(b'=', pair) {
+                let value = pair[equals + 1..].trim_ascii();
+                let value =
+                    value.strip_prefix(b"'").and_then(|value| value.strip_suffix(b"'")).unwrap_or(value);
+                trace.header(pair[..equals].trim_ascii(), &percent_decoded(value));
+            }
+        }
+        at = end;
+    }
+    trace
+}
+
+/// `%2C` is a comma.
+fn percent_decoded(bytes: &[u8]) -> Vec<u8> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    loop {
+        rest = match rest {
+            [b'%', high, low, rest @ ..] if digit(high).is_some() && digit(low).is_some() => {
+                out.extend(digit(high).zip(digit(low)).map(|(high, low)| (high * 16 + low) as u8));
+                rest
+            }
+            [byte, rest @ ..] => {
+                out.push(*byte);
+                rest
+            }
+            [] => return out,
+        };
+    }
 }
 
 /// Words that stand between a keyword and the name that it announces.
@@ -265,6 +311,27 @@ mod tests {
         check("create database x", "");
         check("", "");
         check("select from", "");
+    }
+
+    #[test]
+    fn comments_carry_trace_contexts() {
+        #[track_caller]
+        fn check(statement: &str, trace_id: &str, span_id: &str) {
+            let trace = trace(statement);
+            assert_eq!((&*trace.trace_id, &*trace.span_id), (trace_id, span_id), "{statement}");
+        }
+        let (trace_id, span_id) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+        let pair = format!("traceparent='00-{trace_id}-{span_id}-01'");
+        check(&format!("select 1 /*{pair}*/"), trace_id, span_id);
+        check(&format!("/* a='b', {pair} ,tracestate='x%3Dy'*/ select 1"), trace_id, span_id);
+        check(&format!("select /* first */ 1 /*db_driver='x',{pair}*/;"), trace_id, span_id);
+        check("select 1 /*sw8='1-YWI%3D-ZGVm-6-x'*/", "ab", "def-6");
+        check("select 1 /*b3=aa-bb*/", "aa", "bb");
+        // No comment, one that is cut, a text that looks like one, and what is no trace.
+        check(&format!("select '{pair}'"), "", "");
+        check(&format!("select 1 /*{pair}"), "", "");
+        check(&format!("select \"/*{pair}*/\""), "", "");
+        check("select 1 /*traceparent='%', =,b3,*/ /**/ /*/", "", "");
     }
 
     #[test]

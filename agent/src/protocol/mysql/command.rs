@@ -140,6 +140,7 @@ impl Commands {
     fn statement(&mut self, ctx: &Context<'_>, bytes: &[u8], request: &mut Request) {
         let statement = text(bytes, sql::STATEMENT_MAX);
         request.endpoint = sql::endpoint(&statement);
+        request.trace = sql::trace(&statement);
         if let Some(database) = sql::used_database(&statement) {
             self.database = text(database.as_bytes(), NAME_MAX);
         }

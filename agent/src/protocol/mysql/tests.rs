@@ -234,3 +234,18 @@ fn query_attributes_are_not_part_of_the_statement() {
         &["COM_QUERY select a from t Session Normal 0 1", "COM_QUERY select a from t Session Normal 0 1"],
     );
 }
+
+#[test]
+fn a_statement_tells_its_trace_in_a_comment() {
+    let comment = "/*traceparent='00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01'*/";
+    let prepare = packet(0, format!("\x16select a from t where b = ? {comment}").as_bytes());
+    let mut talker = talker();
+    talker.client(1, query(&format!("select a from t {comment}"))).server(2, reply(&[OK]));
+    talker.client(3, prepare).server(4, reply(&[&[0, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]]));
+    talker.client(5, query("select a from t")).server(6, reply(&[OK])).finish();
+    let traces: Vec<_> =
+        talker.sessions.iter().map(|session| (&*session.trace_id, &*session.span_id)).collect();
+    let told = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+    assert_eq!(traces, [told, told, ("", "")]);
+    assert_eq!(talker.sessions[0].request_resource, "select a from t ");
+}
