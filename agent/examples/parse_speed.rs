@@ -1,16 +1,23 @@
-//! Nanoseconds a request (request, response and pairing) of each protocol, one line each: `HTTP/1 312`. A name as argument picks one.
+//! Nanoseconds a request (with its response) of each protocol, from bytes to
 //!
-//! The conversations are made here, so that nothing but the parsers is timed; the best of several rounds counts, because a round that the
-//! machine disturbed says nothing.
+//! * messages: the parser alone, which is what the mark is about;
+//! * sessions: as the agent does it, requests paired with their responses.
+//!
+//! A name as argument picks one protocol. The conversations are made here, so that nothing but the parsers is timed; the best of several
+//! rounds counts, because a round that the machine disturbed says nothing.
 
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
+use metaflow_agent::protocol::alone::Alone;
 use metaflow_agent::session::{Config, Conversation, Direction, Segment, Transport};
+use metaflow_schema::enums::L7Protocol;
 
 const ROUNDS: usize = 500;
 const REQUESTS: u32 = 500;
+/// For the parser of HTTP/1 alone.
+const MARK: u128 = 500;
 
 const HTTP_REQUEST: &[u8] =
     b"GET /api/v1/users/42/orders?page=2&size=50 HTTP/1.1\r\nHost: shop.example.com\r\n\
@@ -33,6 +40,7 @@ const DNS_RESPONSE: &[u8] = b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x03www\x07exa
 /// A protocol's usual exchange.
 struct Case {
     name: &'static str,
+    protocol: L7Protocol,
     transport: Transport,
     port: u16,
     request: Vec<u8>,
@@ -40,17 +48,17 @@ struct Case {
 }
 
 fn cases() -> [Case; 4] {
-    let case = |name, port, request: &[u8], response: &[u8]| {
+    let case = |name, protocol, port, request: &[u8], response: &[u8]| {
         let transport = if port == 53 { Transport::Udp } else { Transport::Tcp };
-        Case { name, transport, port, request: request.to_vec(), response: response.to_vec() }
+        Case { name, protocol, transport, port, request: request.to_vec(), response: response.to_vec() }
     };
     let row = b"\x0242".as_slice();
     let rows = mysql(1, &[&[1], MYSQL_COLUMN, MYSQL_MARKER, row, MYSQL_MARKER]);
     [
-        case("HTTP/1", 80, HTTP_REQUEST, HTTP_RESPONSE),
-        case("Redis", 6379, REDIS_REQUEST, REDIS_RESPONSE),
-        case("MySQL", 3306, &mysql(0, &[MYSQL_STATEMENT]), &rows),
-        case("DNS", 53, DNS_REQUEST, DNS_RESPONSE),
+        case("HTTP/1", L7Protocol::Http1, 80, HTTP_REQUEST, HTTP_RESPONSE),
+        case("Redis", L7Protocol::Redis, 6379, REDIS_REQUEST, REDIS_RESPONSE),
+        case("MySQL", L7Protocol::MySql, 3306, &mysql(0, &[MYSQL_STATEMENT]), &rows),
+        case("DNS", L7Protocol::Dns, 53, DNS_REQUEST, DNS_RESPONSE),
     ]
 }
 
@@ -64,33 +72,55 @@ fn main() -> std::io::Result<()> {
     let config = Arc::new(Config::default());
     let mut out = std::io::stdout().lock();
     let wanted = std::env::args().nth(1);
+    writeln!(out, "ns a request   parser alone   with pairing")?;
     for case in cases().iter().filter(|case| wanted.as_deref().is_none_or(|name| name == case.name)) {
-        let best = (0..ROUNDS).map(|_| round(case, &config)).min().unwrap_or_default();
-        writeln!(out, "{} {best}", case.name)?;
+        let alone = best(|| parse(case, &config));
+        let paired = best(|| pair(case, &config));
+        writeln!(out, "{:<12}   {alone:>12}   {paired:>12}", case.name)?;
     }
-    Ok(())
+    writeln!(out, "mark: HTTP/1 {MARK}, parser alone")
 }
 
-fn segment(timestamp: u64, direction: Direction, payload: &[u8], tcp_seq: u32) -> Segment<'_> {
-    Segment { timestamp, direction, tcp_seq, payload, payload_length: payload.len() as u32, gap: false }
+fn best(round: impl Fn() -> u128) -> u128 {
+    (0..ROUNDS).map(|_| round()).min().unwrap_or_default()
 }
 
-/// Nanoseconds a request.
-fn round(case: &Case, config: &Arc<Config>) -> u128 {
+/// Nanoseconds a request from bytes to messages.
+fn parse(case: &Case, config: &Arc<Config>) -> u128 {
+    let Some(mut parser) = Alone::new(case.protocol, case.transport, case.port, config) else { return 0 };
+    let mut messages = 0;
+    let nanoseconds = round(case, |segment| messages += parser.segment(segment));
+    assert!(messages >= 2 * REQUESTS as usize, "{}", case.name);
+    nanoseconds
+}
+
+/// Nanoseconds a request from bytes to sessions.
+fn pair(case: &Case, config: &Arc<Config>) -> u128 {
     let mut conversation = Conversation::new(case.transport, case.port, config);
     // Sessions are taken away as they come, as the flow table does.
     let mut sessions = Vec::with_capacity(4);
     let mut paired = 0;
+    let nanoseconds = round(case, |segment| {
+        conversation.segment(segment, &mut sessions);
+        paired += sessions.iter().filter(|session| session.response_duration == Some(5)).count();
+        sessions.clear();
+    });
+    assert_eq!(paired, REQUESTS as usize, "{}", case.name);
+    nanoseconds
+}
+
+/// Nanoseconds that `take` needs for a request and its response.
+fn round(case: &Case, mut take: impl FnMut(&Segment<'_>)) -> u128 {
+    let segment = |timestamp, direction, payload: &[u8], tcp_seq, take: &mut dyn FnMut(&Segment<'_>)| {
+        let payload_length = payload.len() as u32;
+        take(&Segment { timestamp, direction, tcp_seq, payload, payload_length, gap: false });
+    };
     let start = Instant::now();
     for request in 0..REQUESTS {
         let time = u64::from(request) * 10;
         let (asked, answered) = (request * case.request.len() as u32, request * case.response.len() as u32);
-        conversation.segment(&segment(time, Direction::ToServer, &case.request, asked), &mut sessions);
-        conversation
-            .segment(&segment(time + 5, Direction::ToClient, &case.response, answered), &mut sessions);
-        paired += sessions.drain(..).filter(|session| session.response_duration == Some(5)).count();
+        segment(time, Direction::ToServer, &case.request, asked, &mut take);
+        segment(time + 5, Direction::ToClient, &case.response, answered, &mut take);
     }
-    let elapsed = start.elapsed().as_nanos();
-    assert_eq!(paired, REQUESTS as usize, "{}", case.name);
-    elapsed / u128::from(REQUESTS)
+    start.elapsed().as_nanos() / u128::from(REQUESTS)
 }

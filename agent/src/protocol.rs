@@ -4,6 +4,7 @@
 //! middle of a connection or hostile; it answers with the [`Message`]s that it found and keeps a bounded state. It knows no clock, no
 //! flow and no pairing: those are `session`'s.
 
+pub mod alone;
 pub(crate) mod sql;
 pub(crate) mod stream;
 pub(crate) mod text;

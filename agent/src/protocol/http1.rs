@@ -6,12 +6,11 @@ mod head;
 
 use std::collections::VecDeque;
 
-use metaflow_schema::enums::{L7Protocol, ResponseStatus};
+use metaflow_schema::enums::L7Protocol;
 
-use self::head::{Framing, RequestHead, ResponseHead};
+use self::head::{Framing, Headers};
 use super::stream::{Step, Stream, View};
-use super::{Context, Envelope, Message, Outcome, Pairing, Parser, Probe, Progress, Protocol, Recognition};
-use super::{Request, Response};
+use super::{Context, Envelope, Message, Pairing, Parser, Probe, Progress, Protocol, Recognition};
 use crate::session::{Direction, Segment, Transport};
 
 pub(crate) static PROTOCOL: Protocol = Protocol {
@@ -98,7 +97,7 @@ impl Parser for Http1 {
         let mut state = State { body, told, stated, opaque, outstanding };
         let lost = stream.feed(segment, HEAD_MAX, |view| match segment.direction {
             Direction::ToServer => state.request(ctx, view, out),
-            Direction::ToClient => state.response(ctx, view, out),
+            Direction::ToClient => state.response(view, out),
         });
         if lost {
             side.body = Body::None;
@@ -115,7 +114,7 @@ impl Parser for Http1 {
             let mut state = State { body, told, stated, opaque, outstanding };
             match stream.carry() {
                 Some(view) if *state.body == Body::None && is_request => state.request(ctx, view, out),
-                Some(view) if *state.body == Body::None => state.response(ctx, view, out),
+                Some(view) if *state.body == Body::None => state.response(view, out),
                 _ => Step::More,
             };
             side.end_body(is_request, out);
@@ -184,19 +183,25 @@ impl State<'_> {
         if blank > 0 || bytes.is_empty() {
             return if bytes.is_empty() && blank == 0 { Step::More } else { Step::Take(blank as u64) };
         }
-        let Some(size) = head::size(bytes, view.last) else { return incomplete(bytes, view.last) };
-        let Some(found) = RequestHead::parse(ctx, &bytes[..size]) else { return Step::Lost };
-        let RequestHead { mut request, framing, kind } = found;
+        let Some(line) = head::request_line(bytes) else { return no_head(bytes, view.last) };
+        let mut headers = Headers::default();
+        let Some(size) = headers.read(&bytes[line.size..], view.last) else {
+            return incomplete(bytes, view.last);
+        };
+        let (kind, framing) = match line.method {
+            b"CONNECT" => (Kind::Connect, Framing::Length(0)),
+            b"HEAD" => (Kind::Head, headers.framing(Framing::Length(0))),
+            _ => (Kind::Plain, headers.framing(Framing::Length(0))),
+        };
         if self.outstanding.len() < OUTSTANDING_MAX {
             self.outstanding.push_back(kind);
         }
-        let (envelope, step) = self.begin(view, size, framing);
-        request.envelope = envelope;
-        out.push(Message::Request(request));
+        let (envelope, step) = self.begin(view, line.size + size, framing);
+        out.push(head::request(ctx, &line, &headers, envelope));
         step
     }
 
-    fn response(&mut self, ctx: &Context<'_>, view: View<'_>, out: &mut Vec<Message>) -> Step {
+    fn response(&mut self, view: View<'_>, out: &mut Vec<Message>) -> Step {
         if *self.body != Body::None {
             return self.body_step(view, false, out);
         }
@@ -206,10 +211,11 @@ impl State<'_> {
         if view.bytes.is_empty() {
             return Step::More;
         }
-        let Some(size) = head::size(view.bytes, view.last) else { return incomplete(view.bytes, view.last) };
-        let Some(found) = ResponseHead::parse(ctx, &view.bytes[..size]) else { return Step::Lost };
-        let ResponseHead { mut response, framing } = found;
-        let code = response.outcome.code;
+        let Some(line) = head::status_line(view.bytes) else { return no_head(view.bytes, view.last) };
+        let mut headers = Headers::default();
+        let read = |size: usize| Some(size + headers.read(&view.bytes[size..], view.last)?);
+        let Some(size) = line.size.and_then(read) else { return incomplete(view.bytes, view.last) };
+        let code = line.code;
         if (100..200).contains(&code) && code != 101 {
             return Step::Take(size as u64);
         }
@@ -220,12 +226,11 @@ impl State<'_> {
                 Framing::Length(0)
             }
             (Kind::Head, _) | (_, 204 | 304) => Framing::Length(0),
-            _ => framing,
+            _ => headers.framing(Framing::UntilClose),
         };
         let (envelope, step) = self.begin(view, size, framing);
-        response.envelope = envelope;
-        response.complete = *self.body == Body::None;
-        out.push(Message::Response(response));
+        let complete = *self.body == Body::None;
+        out.push(head::response(&line, &headers, envelope, complete));
         step
     }
 
@@ -300,6 +305,11 @@ impl State<'_> {
     }
 }
 
+/// What begins with no first line is lost, unless its head is incomplete and more bytes can tell.
+fn no_head(bytes: &[u8], last: bool) -> Step {
+    if Headers::default().read(bytes, last).is_some() { Step::Lost } else { incomplete(bytes, last) }
+}
+
 /// Waits for the rest of a head, unless this is none.
 fn incomplete(bytes: &[u8], last: bool) -> Step {
     if head::begins(bytes, last) == Recognition::No { Step::Lost } else { Step::More }
@@ -311,17 +321,6 @@ fn more(envelope: Envelope, is_request: bool, complete: bool) -> Message {
     } else {
         Message::ResponseMore { envelope, complete, failure: None }
     }
-}
-
-/// What a status code says about who failed.
-fn outcome(code: i32, reason: String) -> Outcome {
-    let status = match code {
-        400..=499 => ResponseStatus::ClientError,
-        500..=599 => ResponseStatus::ServerError,
-        _ => ResponseStatus::Normal,
-    };
-    let exception = if status == ResponseStatus::Normal { String::new() } else { reason };
-    Outcome { status, code, exception }
 }
 
 #[cfg(test)]

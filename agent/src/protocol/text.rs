@@ -16,8 +16,20 @@ const DIGITS_MIN: usize = 4;
 /// Bytes as text of at most `max` bytes; what is not UTF-8 is replaced, control characters too.
 pub(crate) fn text(bytes: &[u8], max: usize) -> String {
     let bytes = &bytes[..bytes.len().min(max)];
+    if bytes.is_empty() {
+        return String::new();
+    }
+    let clean = bytes.iter().fold(true, |clean, byte| clean & (*byte != 0));
+    // Copied before it is checked: the allocator's memory is aligned, where the check takes many bytes at a time.
+    match String::from_utf8(bytes.to_vec()) {
+        Ok(text) if clean => text,
+        _ => cleaned(bytes, max),
+    }
+}
+
+#[cold]
+fn cleaned(bytes: &[u8], max: usize) -> String {
     match std::str::from_utf8(bytes) {
-        Ok(text) if bytes.iter().fold(true, |clean, byte| clean & (*byte != 0)) => text.to_owned(),
         Ok(text) => text.replace('\0', " "),
         // A cut in the middle of a character is not the sender's fault.
         Err(error) if bytes.len() == max && error.valid_up_to() + 4 > max => {
@@ -51,20 +63,29 @@ pub(crate) fn trim(bytes: &[u8]) -> &[u8] {
 pub(crate) fn endpoint(target: &str) -> String {
     let path = path_of(target);
     let mut out = String::with_capacity(path.len());
-    let (mut start, mut count) = (0, 0);
-    for (at, byte) in path.bytes().enumerate() {
-        if byte == b'/' {
-            push_segment(&mut out, &path[start..at]);
-            out.push('/');
-            start = at + 1;
-            count += 1;
-            if count > SEGMENTS_MAX {
-                out.push_str(MARK);
-                return out;
-            }
+    // What stays is copied at once, from `kept` up to the next segment that does not.
+    let (mut kept, mut start) = (0, 0);
+    for count in 0.. {
+        if count > SEGMENTS_MAX {
+            out.push_str(&path[kept..start]);
+            out.push_str(MARK);
+            return out;
         }
+        let length = path.as_bytes()[start..].iter().position(|byte| *byte == b'/');
+        let end = length.map_or(path.len(), |length| start + length);
+        let segment = &path[start..end];
+        let kind = Kind::of(segment);
+        if kind != Kind::Plain {
+            out.push_str(&path[kept..start]);
+            kind.push(&mut out, segment);
+            kept = end;
+        }
+        if end == path.len() {
+            break;
+        }
+        start = end + 1;
     }
-    push_segment(&mut out, &path[start..]);
+    out.push_str(&path[kept..]);
     out
 }
 
@@ -89,29 +110,57 @@ pub(crate) fn normalised(name: &str) -> String {
 
 /// Appends a segment, or what stands for it.
 fn push_segment(out: &mut String, segment: &str) {
-    let bytes = segment.as_bytes();
-    if bytes.len() < 16 && !bytes.iter().any(u8::is_ascii_digit) {
-        out.push_str(segment);
-        return;
+    Kind::of(segment).push(out, segment);
+}
+
+/// What a segment is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A name.
+    Plain,
+    /// A name with a long number in it.
+    Numbered,
+    /// Differs from request to request.
+    Id,
+}
+
+impl Kind {
+    fn of(segment: &str) -> Kind {
+        let bytes = segment.as_bytes();
+        let digits = count(bytes, |byte| byte.is_ascii_digit());
+        if (digits == bytes.len() && digits > 0) || bytes.len() > SEGMENT_MAX || is_id(bytes, digits) {
+            Kind::Id
+        } else if digits < DIGITS_MIN {
+            Kind::Plain
+        } else {
+            Kind::Numbered
+        }
     }
-    let (mut digits, mut hex, mut letters) = (0, 0, 0);
-    for byte in bytes {
-        digits += usize::from(byte.is_ascii_digit());
-        hex += usize::from(byte.is_ascii_hexdigit() || *byte == b'-');
-        letters += usize::from(byte.is_ascii_alphabetic());
+
+    /// Appends a segment of this kind.
+    fn push(self, out: &mut String, segment: &str) {
+        match self {
+            Kind::Plain => out.push_str(segment),
+            Kind::Numbered => push_without_numbers(out, segment),
+            Kind::Id => out.push_str(MARK),
+        }
     }
-    // Numbers, UUIDs, hexadecimal and long mixed tokens.
-    let whole = bytes.len();
-    let is_id = (digits == whole && digits > 0)
-        || (hex == whole && ((digits > 0 && whole >= 8) || whole >= 16))
-        || (digits > 2 && letters > 0 && whole >= 20);
-    if whole > SEGMENT_MAX || is_id {
-        out.push_str(MARK);
-    } else if digits < DIGITS_MIN {
-        out.push_str(segment);
-    } else {
-        push_without_numbers(out, segment);
+}
+
+/// UUIDs, hexadecimal and long mixed tokens.
+fn is_id(bytes: &[u8], digits: usize) -> bool {
+    let is_hex = || bytes.iter().all(|byte| byte.is_ascii_hexdigit() || *byte == b'-');
+    let has_letter = || bytes.iter().any(u8::is_ascii_alphabetic);
+    match bytes.len() {
+        ..8 => false,
+        8..16 => digits > 0 && is_hex(),
+        16..20 => is_hex(),
+        20.. => is_hex() || (digits > 2 && has_letter()),
     }
+}
+
+fn count(bytes: &[u8], is_counted: fn(&u8) -> bool) -> usize {
+    bytes.iter().filter(|byte| is_counted(byte)).count()
 }
 
 /// Names with a long number in them: the number goes.

@@ -12,6 +12,38 @@ pub(crate) struct Trace {
     rank: u8,
 }
 
+/// Headers that carry a trace context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    TraceParent,
+    Sw8,
+    B3,
+    Uber,
+    B3TraceId,
+    B3SpanId,
+    B3ParentSpanId,
+}
+
+/// The longest name is X-B3-ParentSpanId.
+pub(crate) const CARRIER_MAX: usize = 17;
+
+impl Carrier {
+    /// By a header's name, in any case.
+    pub(crate) fn named(name: &[u8]) -> Option<Carrier> {
+        let (wanted, carrier): (&[u8], _) = match name.len() {
+            2 => (b"b3", Carrier::B3),
+            3 => (b"sw8", Carrier::Sw8),
+            11 if matches!(name[0], b't' | b'T') => (b"traceparent", Carrier::TraceParent),
+            11 => (b"x-b3-spanid", Carrier::B3SpanId),
+            12 => (b"x-b3-traceid", Carrier::B3TraceId),
+            13 => (b"uber-trace-id", Carrier::Uber),
+            CARRIER_MAX => (b"x-b3-parentspanid", Carrier::B3ParentSpanId),
+            _ => return None,
+        };
+        name.eq_ignore_ascii_case(wanted).then_some(carrier)
+    }
+}
+
 impl Trace {
     pub(crate) fn is_empty(&self) -> bool {
         self.rank == 0
@@ -19,36 +51,32 @@ impl Trace {
 
     /// Takes a header in. `name` in any case; false when it is not a trace header.
     pub(crate) fn header(&mut self, name: &[u8], value: &[u8]) -> bool {
-        // All of them begin with one of these: most headers are told by their first byte.
-        if !name.first().is_some_and(|first| matches!(first | 0x20, b't' | b's' | b'b' | b'x' | b'u')) {
-            return false;
-        }
-        match name.len() {
-            11 if name.eq_ignore_ascii_case(b"traceparent") => self.traceparent(value),
-            3 if name.eq_ignore_ascii_case(b"sw8") => self.sw8(value),
-            2 if name.eq_ignore_ascii_case(b"b3") => self.b3(value),
-            13 if name.eq_ignore_ascii_case(b"uber-trace-id") => self.uber(value),
-            12 if name.eq_ignore_ascii_case(b"x-b3-traceid") => {
-                self.b3_part(value, |trace| &mut trace.trace_id)
-            }
-            11 if name.eq_ignore_ascii_case(b"x-b3-spanid") => {
-                self.b3_part(value, |trace| &mut trace.span_id)
-            }
-            17 if name.eq_ignore_ascii_case(b"x-b3-parentspanid") => {
-                self.b3_part(value, |trace| &mut trace.parent_span_id);
-            }
-            _ => return false,
-        }
-        true
+        let carrier = Carrier::named(name);
+        carrier.inspect(|carrier| self.add(*carrier, value)).is_some()
     }
 
-    /// `00-<trace>-<span>-<flags>`.
-    fn traceparent(&mut self, value: &[u8]) {
-        let mut parts = value.split(|byte| *byte == b'-');
-        let (Some(version), Some(trace), Some(span)) = (parts.next(), parts.next(), parts.next()) else {
+    /// Takes in what a carrier holds.
+    pub(crate) fn add(&mut self, carrier: Carrier, value: &[u8]) {
+        match carrier {
+            Carrier::TraceParent => self.trace_parent(value),
+            Carrier::Sw8 => self.sw8(value),
+            Carrier::B3 => self.b3(value),
+            Carrier::Uber => self.uber(value),
+            Carrier::B3TraceId => self.b3_part(value, |trace| &mut trace.trace_id),
+            Carrier::B3SpanId => self.b3_part(value, |trace| &mut trace.span_id),
+            Carrier::B3ParentSpanId => self.b3_part(value, |trace| &mut trace.parent_span_id),
+        }
+    }
+
+    /// `00-<trace>-<span>-<flags>`; later versions may add to it.
+    fn trace_parent(&mut self, value: &[u8]) {
+        let (Some(version), Some(trace), Some(span)) = (value.get(..3), value.get(3..36), value.get(36..52))
+        else {
             return;
         };
-        if version.len() == 2 && trace.len() == 32 && span.len() == 16 && is_hex(trace) && is_hex(span) {
+        let ends = value.get(52).is_none_or(|byte| *byte == b'-');
+        let ([first, second, b'-'], [trace @ .., b'-']) = (version, trace) else { return };
+        if ends && *first != b'-' && *second != b'-' && is_hex(trace) && is_hex(span) {
             self.set(4, trace, span, b"");
         }
     }
@@ -113,7 +141,9 @@ impl Trace {
 }
 
 fn is_hex(bytes: &[u8]) -> bool {
-    !bytes.is_empty() && bytes.len() <= 32 && bytes.iter().all(u8::is_ascii_hexdigit)
+    // Without a way out of the loop it works on many bytes at a time.
+    let digits = || bytes.iter().fold(true, |digits, byte| digits & byte.is_ascii_hexdigit());
+    !bytes.is_empty() && bytes.len() <= 32 && digits()
 }
 
 /// Standard base64 of short texts, padding optional.

@@ -175,11 +175,13 @@ impl Talk {
     }
 
     fn pair(&mut self, out: &mut Vec<Session>) {
-        for message in self.messages.drain(..) {
+        for message in &mut self.messages {
             self.pending.message(message, out);
         }
         if self.messages.capacity() > MESSAGES_KEPT {
             self.messages = Vec::new();
+        } else {
+            self.messages.clear();
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Requests that wait for their responses, and the sessions that come of them.
 
 use std::collections::VecDeque;
+use std::mem::take;
 
 use metaflow_schema::enums::{L7Protocol, L7Type, ResponseStatus};
 
@@ -54,14 +55,15 @@ impl Pending {
         }
     }
 
-    /// Takes a message in and hands out what it completes.
-    pub(super) fn message(&mut self, message: Message, out: &mut Vec<Session>) {
+    /// Takes a message in and hands out what it completes. The message's texts are taken out of it: moving it as a whole, a few
+    /// hundred bytes from place to place, would cost more.
+    pub(super) fn message(&mut self, message: &mut Message, out: &mut Vec<Session>) {
         match message {
             Message::Request(request) => self.request(request, out),
             Message::Response(response) => self.response(response, out),
-            Message::RequestMore(envelope) => self.request_more(&envelope),
+            Message::RequestMore(envelope) => self.request_more(envelope),
             Message::ResponseMore { envelope, complete, failure } => {
-                self.response_more(&envelope, complete, failure, out);
+                self.response_more(envelope, *complete, failure.as_mut(), out);
             }
             Message::Lost => self.lost(out),
         }
@@ -74,7 +76,7 @@ impl Pending {
         }
         self.due = u64::MAX;
         let by_order = self.pairing == Pairing::Order;
-        for entry in std::mem::take(&mut self.entries) {
+        for entry in take(&mut self.entries) {
             match entry {
                 Entry::Open(open) if open.due <= now_us => {
                     let answered = open.answered;
@@ -110,7 +112,7 @@ impl Pending {
         }
     }
 
-    fn request(&mut self, request: Request, out: &mut Vec<Session>) {
+    fn request(&mut self, request: &mut Request, out: &mut Vec<Session>) {
         let (id, one_way) = (request.envelope.id, request.one_way);
         let due = request.envelope.start_time.saturating_add(self.timeout_us);
         let mut session = of_request(self.protocol, request);
@@ -135,7 +137,7 @@ impl Pending {
         self.entries.push_back(Entry::Open(Box::new(Open { id, due, answered: false, session })));
     }
 
-    fn response(&mut self, response: Response, out: &mut Vec<Session>) {
+    fn response(&mut self, response: &mut Response, out: &mut Vec<Session>) {
         if self.pairing == Pairing::Order && matches!(self.front(), Some(open) if open.answered) {
             self.take(0, out);
         }
@@ -178,7 +180,7 @@ impl Pending {
         &mut self,
         more: &Envelope,
         complete: bool,
-        failure: Option<Outcome>,
+        failure: Option<&mut Outcome>,
         out: &mut Vec<Session>,
     ) {
         let Some((at, open)) = self.find(more.id, true) else { return };
@@ -250,7 +252,7 @@ impl Open {
     }
 }
 
-fn of_request(protocol: L7Protocol, request: Request) -> Session {
+fn of_request(protocol: L7Protocol, request: &mut Request) -> Session {
     let Request {
         envelope,
         version,
@@ -273,23 +275,23 @@ fn of_request(protocol: L7Protocol, request: Request) -> Session {
         end_time: envelope.end_time,
         response_duration: None,
         version,
-        request_type,
-        request_domain: domain,
-        request_resource: resource,
-        endpoint,
-        request_id: number,
+        request_type: take(request_type),
+        request_domain: take(domain),
+        request_resource: take(resource),
+        endpoint: take(endpoint),
+        request_id: *number,
         status: ResponseStatus::Unknown,
         response_code: 0,
         response_exception: String::new(),
         response_result: String::new(),
-        trace_id: trace.trace_id,
-        span_id: trace.span_id,
-        parent_span_id: trace.parent_span_id,
-        x_request_id_request: x_request_id,
+        trace_id: take(&mut trace.trace_id),
+        span_id: take(&mut trace.span_id),
+        parent_span_id: take(&mut trace.parent_span_id),
+        x_request_id_request: take(x_request_id),
         x_request_id_response: String::new(),
-        user_agent,
-        referer,
-        http_proxy_client: proxy_client,
+        user_agent: take(user_agent),
+        referer: take(referer),
+        http_proxy_client: take(proxy_client),
         request_length: envelope.length,
         response_length: 0,
         captured_request_byte: add(0, envelope.captured),
@@ -300,8 +302,8 @@ fn of_request(protocol: L7Protocol, request: Request) -> Session {
 }
 
 /// A response whose request was not seen.
-fn of_response(protocol: L7Protocol, response: Response) -> Session {
-    let mut session = of_request(protocol, Request::default());
+fn of_response(protocol: L7Protocol, response: &mut Response) -> Session {
+    let mut session = of_request(protocol, &mut Request::default());
     session.start_time = response.envelope.start_time;
     answer(&mut session, response);
     session.l7_type = L7Type::Response;
@@ -309,7 +311,7 @@ fn of_response(protocol: L7Protocol, response: Response) -> Session {
     session
 }
 
-fn answer(session: &mut Session, response: Response) {
+fn answer(session: &mut Session, response: &mut Response) {
     let Response {
         envelope,
         version,
@@ -330,30 +332,30 @@ fn answer(session: &mut Session, response: Response) {
         session.version = version;
     }
     fail(session, outcome);
-    session.response_result = result;
+    session.response_result = take(result);
     if session.trace_id.is_empty() && !trace.is_empty() {
-        session.trace_id = trace.trace_id;
-        session.span_id = trace.span_id;
-        session.parent_span_id = trace.parent_span_id;
+        session.trace_id = take(&mut trace.trace_id);
+        session.span_id = take(&mut trace.span_id);
+        session.parent_span_id = take(&mut trace.parent_span_id);
     }
-    session.x_request_id_response = x_request_id;
+    session.x_request_id_response = take(x_request_id);
     if session.request_type.is_empty() {
-        session.request_type = request_type;
-        session.request_resource = resource;
-        session.endpoint = endpoint;
+        session.request_type = take(request_type);
+        session.request_resource = take(resource);
+        session.endpoint = take(endpoint);
     }
-    if number != 0 {
-        session.request_id = number;
+    if *number != 0 {
+        session.request_id = *number;
     }
     session.response_length = envelope.length;
     session.captured_response_byte = add(0, envelope.captured);
     session.resp_tcp_seq = envelope.tcp_seq;
 }
 
-fn fail(session: &mut Session, outcome: Outcome) {
+fn fail(session: &mut Session, outcome: &mut Outcome) {
     session.status = outcome.status;
     session.response_code = outcome.code;
-    session.response_exception = outcome.exception;
+    session.response_exception = take(&mut outcome.exception);
 }
 
 fn add(count: u32, more: u64) -> u32 {

@@ -33,7 +33,7 @@ const CARD_DIGITS: std::ops::RangeInclusive<usize> = 13..=19;
 /// A request target or URL without secret query values, user information and card numbers.
 pub(crate) fn url(config: &Config, bytes: &[u8], max: usize) -> String {
     let url = text(bytes, max);
-    if !config.redact {
+    if !config.redact || url.is_empty() {
         return url;
     }
     let url = without_user(url);
@@ -71,7 +71,7 @@ pub(crate) fn quoted(config: &Config, bytes: &[u8], max: usize) -> String {
 /// Replaces payment card numbers.
 pub(crate) fn cards(value: &mut String) {
     let bytes = value.as_bytes();
-    if bytes.iter().filter(|byte| byte.is_ascii_digit()).count() < *CARD_DIGITS.start() {
+    if !has_digits(bytes, *CARD_DIGITS.start()) {
         return;
     }
     let mut found = Vec::new();
@@ -90,6 +90,12 @@ pub(crate) fn cards(value: &mut String) {
     for range in found.into_iter().rev() {
         value.replace_range(range, GONE);
     }
+}
+
+/// Whether there are at least so many digits. Counted in single bytes, of which the machine adds up many at a time.
+fn has_digits(bytes: &[u8], least: usize) -> bool {
+    let digits = |chunk: &[u8]| chunk.iter().fold(0u8, |sum, byte| sum + u8::from(byte.is_ascii_digit()));
+    bytes.len() >= least && bytes.chunks(255).map(|chunk| usize::from(digits(chunk))).sum::<usize>() >= least
 }
 
 /// End of digits that single blanks or hyphens may group.
@@ -135,35 +141,32 @@ fn without_user(mut url: String) -> String {
 }
 
 fn without_secrets(url: String, query: usize) -> String {
-    let is_secret = |pair: &str| pair.split_once('=').is_some_and(|(name, value)| is_secret(name, value));
-    if !url[query..].split('&').any(is_secret) {
+    let pairs = || url.as_bytes()[query..].split(|byte| *byte == b'&');
+    if !pairs().any(|pair| secret_value(pair).is_some()) {
         return url;
     }
     let mut out = String::with_capacity(url.len());
-    out.push_str(&url[..query]);
-    for (count, pair) in url[query..].split('&').enumerate() {
-        if count > 0 {
-            out.push('&');
+    let (mut start, mut kept) = (query, 0);
+    for pair in pairs() {
+        if let Some(value) = secret_value(pair) {
+            out.push_str(&url[kept..start + value]);
+            out.push_str(GONE);
+            kept = start + pair.len();
         }
-        match pair.split_once('=') {
-            Some((name, _)) if is_secret(pair) => {
-                out.push_str(name);
-                out.push('=');
-                out.push_str(GONE);
-            }
-            _ => out.push_str(pair),
-        }
+        start += pair.len() + 1;
     }
+    out.push_str(&url[kept..]);
     out
 }
 
-fn is_secret(name: &str, value: &str) -> bool {
-    if value.is_empty() {
-        return false;
-    }
-    has_secret_part(name.as_bytes())
-        || SECRET_NAMES.iter().any(|secret| name.eq_ignore_ascii_case(secret))
-        || is_token(value)
+/// Where the value of `name=value` begins, when it is a secret.
+fn secret_value(pair: &[u8]) -> Option<usize> {
+    let equals = pair.iter().position(|byte| *byte == b'=')?;
+    let (name, value) = (&pair[..equals], &pair[equals + 1..]);
+    let is_secret = has_secret_part(name)
+        || SECRET_NAMES.iter().any(|secret| name.eq_ignore_ascii_case(secret.as_bytes()))
+        || is_token(value);
+    (is_secret && !value.is_empty()).then_some(equals + 1)
 }
 
 /// Looks at each place of a name. Two letters tell nearly always that no secret begins there.
@@ -186,18 +189,17 @@ fn has_secret_part(name: &[u8]) -> bool {
 }
 
 /// A JSON web token, or a long mixture of letters and digits that is no UUID.
-fn is_token(value: &str) -> bool {
-    let bytes = value.as_bytes();
-    if value.starts_with("eyJ") && bytes.len() > 20 {
+fn is_token(value: &[u8]) -> bool {
+    if value.starts_with(b"eyJ") && value.len() > 20 {
         return true;
     }
-    let uuid = bytes.len() == 36 && [8, 13, 18, 23].iter().all(|at| bytes[*at] == b'-');
+    let uuid = || value.len() == 36 && [8, 13, 18, 23].iter().all(|at| value[*at] == b'-');
     let known = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_+/=.%~".contains(byte);
-    bytes.len() >= TOKEN_MIN
-        && !uuid
-        && bytes.iter().all(known)
-        && bytes.iter().any(u8::is_ascii_digit)
-        && bytes.iter().any(u8::is_ascii_alphabetic)
+    value.len() >= TOKEN_MIN
+        && !uuid()
+        && value.iter().all(known)
+        && value.iter().any(u8::is_ascii_digit)
+        && value.iter().any(u8::is_ascii_alphabetic)
 }
 
 #[cfg(test)]

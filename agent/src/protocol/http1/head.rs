@@ -1,11 +1,11 @@
 //! Heads of HTTP/1 messages: first line, the headers that matter, and how the body is delimited.
 
-use memchr::{memchr, memchr_iter};
+use memchr::memchr;
+use metaflow_schema::enums::ResponseStatus;
 
-use super::{Kind, Request, Response, outcome};
 use crate::protocol::text::{NAME_MAX, TEXT_MAX, endpoint, text, trim};
-use crate::protocol::trace::Trace;
-use crate::protocol::{Context, Envelope, Recognition};
+use crate::protocol::trace::{CARRIER_MAX, Carrier, Trace};
+use crate::protocol::{Context, Envelope, Message, Outcome, Recognition, Request, Response};
 use crate::session::redact;
 
 /// How a body ends.
@@ -14,17 +14,6 @@ pub(super) enum Framing {
     Length(u64),
     Chunked,
     UntilClose,
-}
-
-pub(super) struct RequestHead {
-    pub(super) request: Request,
-    pub(super) framing: Framing,
-    pub(super) kind: Kind,
-}
-
-pub(super) struct ResponseHead {
-    pub(super) response: Response,
-    pub(super) framing: Framing,
 }
 
 /// Methods of RFC 9110, PATCH, and the common ones of WebDAV; others are not worth the false recognitions.
@@ -50,124 +39,166 @@ const METHODS: [&[u8]; 18] = [
 ];
 /// A first line that does not end within this is judged by its beginning.
 const RECOGNISE_MAX: usize = 512;
-/// The longest names that matter are X-B3-ParentSpanId and Transfer-Encoding.
-const NAME_LENGTH_MAX: usize = 17;
-/// More headers than any real message has: what follows is not looked at.
-const HEADERS_MAX: usize = 256;
+/// Trace headers of one message: room for each kind, and for one that comes twice.
+const TRACES_MAX: usize = 8;
 
-impl RequestHead {
-    pub(super) fn parse(ctx: &Context<'_>, bytes: &[u8]) -> Option<Self> {
-        let (method, target, version, rest) = request_line(bytes)?;
-        let mut request = Request { version, request_type: text(method, NAME_MAX), ..Request::default() };
-        let mut body = Body::default();
-        headers(rest, |name, value| match name.len() {
-            4 if name.eq_ignore_ascii_case(b"host") => request.domain = text(value, NAME_MAX),
-            7 if name.eq_ignore_ascii_case(b"referer") => {
-                request.referer = redact::url(ctx.config, value, TEXT_MAX)
-            }
-            10 if name.eq_ignore_ascii_case(b"user-agent") => request.user_agent = text(value, NAME_MAX),
-            12 if name.eq_ignore_ascii_case(b"x-request-id") => request.x_request_id = text(value, NAME_MAX),
-            15 if name.eq_ignore_ascii_case(b"x-forwarded-for") && request.proxy_client.is_empty() => {
-                let first = value.split(|byte| *byte == b',').next().unwrap_or_default();
-                request.proxy_client = text(trim(first), NAME_MAX);
-            }
-            14 | 17 if body.header(name, value) => {}
-            _ => {
-                request.trace.header(name, value);
-            }
-        });
-        request.resource = redact::url(ctx.config, target, TEXT_MAX);
-        request.endpoint = endpoint(&request.resource);
-        let kind = match method {
-            b"HEAD" => Kind::Head,
-            b"CONNECT" => Kind::Connect,
-            _ => Kind::Plain,
-        };
-        let framing =
-            if kind == Kind::Connect { Framing::Length(0) } else { body.framing(Framing::Length(0)) };
-        Some(RequestHead { request, framing, kind })
-    }
-}
-
-impl ResponseHead {
-    pub(super) fn parse(_ctx: &Context<'_>, bytes: &[u8]) -> Option<Self> {
-        let (version, code, reason, rest) = status_line(bytes)?;
-        let mut response = Response::new(Envelope::default());
-        response.version = version;
-        let reason = if code >= 400 { text(reason, NAME_MAX) } else { String::new() };
-        response.outcome = outcome(code, reason);
-        let mut body = Body::default();
-        let mut trace = Trace::default();
-        headers(rest, |name, value| match name.len() {
-            12 if name.eq_ignore_ascii_case(b"x-request-id") => response.x_request_id = text(value, NAME_MAX),
-            14 | 17 if body.header(name, value) => {}
-            _ => {
-                trace.header(name, value);
-            }
-        });
-        response.trace = trace;
-        Some(ResponseHead { response, framing: body.framing(Framing::UntilClose) })
-    }
-}
-
-/// The headers that delimit a body.
+/// The headers of a message that matter.
+///
+/// They are found in one pass and not copied yet, so that a head which turns out to be incomplete costs no more than the search.
 #[derive(Default)]
-struct Body {
+pub(super) struct Headers<'a> {
+    host: &'a [u8],
+    referer: &'a [u8],
+    user_agent: &'a [u8],
+    request_id: &'a [u8],
+    /// The first one that is not empty.
+    forwarded_for: &'a [u8],
+    traces: [Option<(Carrier, &'a [u8])>; TRACES_MAX],
     length: Option<u64>,
     chunked: bool,
 }
 
-impl Body {
-    fn header(&mut self, name: &[u8], value: &[u8]) -> bool {
-        if name.eq_ignore_ascii_case(b"content-length") {
-            self.length = number(value).or(self.length);
-            true
-        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            self.chunked = value.len() >= 7 && value[value.len() - 7..].eq_ignore_ascii_case(b"chunked");
-            true
-        } else {
-            false
+impl<'a> Headers<'a> {
+    /// Takes in what follows a first line. Answers its size with the empty line that ends it, all of it when there will be no more;
+    /// none: incomplete.
+    pub(super) fn read(&mut self, rest: &'a [u8], last: bool) -> Option<usize> {
+        let mut start = 0;
+        while let Some(length) = memchr(b'\n', &rest[start..]) {
+            let line = &rest[start..start + length];
+            start += length + 1;
+            match line {
+                [] | [b'\r'] => return Some(start),
+                [first, ..] => self.line(first | 0x20, line),
+            }
         }
+        last.then_some(rest.len())
     }
 
-    fn framing(&self, default: Framing) -> Framing {
+    /// How the body ends; `default` when the headers do not say it.
+    pub(super) fn framing(&self, default: Framing) -> Framing {
         match (self.chunked, self.length) {
             (true, _) => Framing::Chunked,
             (false, Some(length)) => Framing::Length(length),
             (false, None) => default,
         }
     }
-}
 
-/// Calls `each` with name and value of the header lines that may matter: they are told by their first letter.
-fn headers<'a>(rest: &'a [u8], mut each: impl FnMut(&'a [u8], &'a [u8])) {
-    let mut start = 0;
-    for end in memchr_iter(b'\n', rest).take(HEADERS_MAX) {
-        let line = &rest[start..end];
-        start = end + 1;
-        let Some(first) = line.first() else { return };
-        if !matches!(first | 0x20, b'b' | b'c' | b'h' | b'r' | b's' | b't' | b'u' | b'x') {
-            continue;
-        }
-        // Names are short: a plain loop finds their end sooner than a vectorised search begins.
-        if let Some(colon) = line.iter().take(NAME_LENGTH_MAX + 1).position(|byte| *byte == b':') {
-            each(&line[..colon], trim(&line[colon + 1..]));
-        }
-    }
-}
-
-/// Bytes of a head with its empty line; what is there when no more can be had and the first line is whole. None: incomplete.
-pub(super) fn size(bytes: &[u8], last: bool) -> Option<usize> {
-    let mut lines = 0;
-    for end in memchr_iter(b'\n', bytes) {
-        lines += 1;
-        match bytes[end + 1..] {
-            [b'\r', b'\n', ..] => return Some(end + 3),
-            [b'\n', ..] => return Some(end + 2),
+    /// The first letter tells most lines that do not matter.
+    fn line(&mut self, first: u8, line: &'a [u8]) {
+        match first {
+            b'c' => {
+                if let Some(value) = value(line, b"content-length") {
+                    self.length = number(value).or(self.length);
+                }
+            }
+            b'h' => set(&mut self.host, value(line, b"host")),
+            b'r' => set(&mut self.referer, value(line, b"referer")),
+            b'u' => match value(line, b"user-agent") {
+                Some(value) => self.user_agent = value,
+                None => self.trace(line),
+            },
+            b't' => match value(line, b"transfer-encoding") {
+                Some(value) => {
+                    let coding = value.last_chunk::<7>();
+                    self.chunked = coding.is_some_and(|coding| coding.eq_ignore_ascii_case(b"chunked"));
+                }
+                None => self.trace(line),
+            },
+            b'x' => match (value(line, b"x-request-id"), value(line, b"x-forwarded-for")) {
+                (Some(value), _) => self.request_id = value,
+                (_, Some(value)) if self.forwarded_for.is_empty() => self.forwarded_for = first_item(value),
+                _ => self.trace(line),
+            },
+            b'b' | b's' => self.trace(line),
             _ => {}
         }
     }
-    (last && (lines > 0 || request_line(bytes).is_some())).then_some(bytes.len())
+
+    fn trace(&mut self, line: &'a [u8]) {
+        let name_max = line.len().min(CARRIER_MAX + 1);
+        let Some(colon) = line[..name_max].iter().position(|byte| *byte == b':') else { return };
+        if let Some(carrier) = Carrier::named(&line[..colon])
+            && let Some(place) = self.traces.iter_mut().find(|place| place.is_none())
+        {
+            *place = Some((carrier, trim(&line[colon + 1..])));
+        }
+    }
+}
+
+fn set<'a>(field: &mut &'a [u8], value: Option<&'a [u8]>) {
+    *field = value.unwrap_or(field);
+}
+
+/// The value of a header line when its name is this one, given in lower case.
+fn value<'a, const N: usize>(line: &'a [u8], name: &[u8; N]) -> Option<&'a [u8]> {
+    let (found, rest) = line.split_first_chunk::<N>()?;
+    // The colon's place tells nearly every other name, and without a way out of the loop all bytes are compared at once.
+    let value = rest.strip_prefix(b":")?;
+    let equal = |(byte, wanted): (&u8, &u8)| byte.to_ascii_lowercase() == *wanted;
+    let is_it = found.iter().zip(name).fold(true, |all, pair| all & equal(pair));
+    is_it.then(|| trim(value))
+}
+
+fn first_item(list: &[u8]) -> &[u8] {
+    trim(list.split(|byte| *byte == b',').next().unwrap_or_default())
+}
+
+pub(super) fn request(
+    ctx: &Context<'_>,
+    line: &RequestLine<'_>,
+    headers: &Headers<'_>,
+    envelope: Envelope,
+) -> Message {
+    let resource = redact::url(ctx.config, line.target, TEXT_MAX);
+    Message::Request(Request {
+        envelope,
+        version: line.version,
+        request_type: text(line.method, NAME_MAX),
+        domain: text(headers.host, NAME_MAX),
+        endpoint: endpoint(&resource),
+        resource,
+        number: 0,
+        trace: trace(headers),
+        x_request_id: text(headers.request_id, NAME_MAX),
+        user_agent: text(headers.user_agent, NAME_MAX),
+        referer: redact::url(ctx.config, headers.referer, TEXT_MAX),
+        proxy_client: text(headers.forwarded_for, NAME_MAX),
+        one_way: false,
+    })
+}
+
+pub(super) fn response(
+    line: &StatusLine<'_>,
+    headers: &Headers<'_>,
+    envelope: Envelope,
+    complete: bool,
+) -> Message {
+    Message::Response(Response {
+        version: line.version,
+        outcome: outcome(line.code, line.reason),
+        trace: trace(headers),
+        x_request_id: text(headers.request_id, NAME_MAX),
+        complete,
+        ..Response::new(envelope)
+    })
+}
+
+fn trace(headers: &Headers<'_>) -> Trace {
+    let mut trace = Trace::default();
+    for (carrier, value) in headers.traces.iter().flatten() {
+        trace.add(*carrier, value);
+    }
+    trace
+}
+
+/// What a status code says about who failed.
+fn outcome(code: i32, reason: &[u8]) -> Outcome {
+    let status = match code {
+        400..=499 => ResponseStatus::ClientError,
+        500..=599 => ResponseStatus::ServerError,
+        _ => return Outcome { status: ResponseStatus::Normal, code, exception: String::new() },
+    };
+    Outcome { status, code, exception: text(reason, NAME_MAX) }
 }
 
 /// A line without its end, and its size with it.
@@ -183,27 +214,41 @@ pub(super) fn without_blank_lines(bytes: &[u8]) -> &[u8] {
     &bytes[blank..]
 }
 
-type RequestLine<'a> = (&'a [u8], &'a [u8], &'static str, &'a [u8]);
+/// The first line of a request.
+pub(super) struct RequestLine<'a> {
+    pub(super) method: &'static [u8],
+    target: &'a [u8],
+    version: &'static str,
+    pub(super) size: usize,
+}
 
-/// Method, target, version, and what follows the line. A line that was cut in its target counts when the target is a path.
+/// A line that was cut in its target counts when the target is a path.
 pub(super) fn request_line(bytes: &[u8]) -> Option<RequestLine<'_>> {
     let method =
         METHODS.iter().find(|method| bytes.starts_with(method) && bytes.get(method.len()) == Some(&b' '))?;
     let after = &bytes[method.len() + 1..];
     let Some((line, size)) = line(after, usize::MAX) else {
-        return after.starts_with(b"/").then_some((*method, after, "", &[]));
+        let cut = RequestLine { method, target: after, version: "", size: bytes.len() };
+        return after.starts_with(b"/").then_some(cut);
     };
-    let version = match line.get(line.len().checked_sub(9)?..)? {
+    let (target, version) = line.split_at(line.len().checked_sub(9)?);
+    let version = match version {
         b" HTTP/1.1" => "1.1",
         b" HTTP/1.0" => "1.0",
         _ => return None,
     };
-    Some((*method, trim(&line[..line.len() - 9]), version, &after[size..]))
+    Some(RequestLine { method, target: trim(target), version, size: method.len() + 1 + size })
 }
 
-type StatusLine<'a> = (&'static str, i32, &'a [u8], &'a [u8]);
+/// The first line of a response.
+pub(super) struct StatusLine<'a> {
+    version: &'static str,
+    pub(super) code: i32,
+    reason: &'a [u8],
+    /// None: the line goes on.
+    pub(super) size: Option<usize>,
+}
 
-/// Version, status, reason, and what follows the line.
 pub(super) fn status_line(bytes: &[u8]) -> Option<StatusLine<'_>> {
     let version = match bytes.get(..9)? {
         b"HTTP/1.1 " => "1.1",
@@ -215,9 +260,9 @@ pub(super) fn status_line(bytes: &[u8]) -> Option<StatusLine<'_>> {
         return None;
     }
     let code = digits.iter().fold(0, |code, digit| code * 10 + i32::from(digit - b'0'));
-    let (reason, rest) = line(&bytes[12..], usize::MAX)
-        .map_or((&b""[..], &b""[..]), |(line, size)| (trim(line), &bytes[12 + size..]));
-    Some((version, code, reason, rest))
+    let (reason, size) = line(&bytes[12..], usize::MAX)
+        .map_or((&[][..], None), |(reason, size)| (trim(reason), Some(12 + size)));
+    Some(StatusLine { version, code, reason, size })
 }
 
 /// The hexadecimal size at the start of a chunk line, before extensions.
