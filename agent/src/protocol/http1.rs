@@ -189,8 +189,8 @@ impl State<'_> {
             return incomplete(bytes, view.last);
         };
         let (kind, framing) = match line.method {
-            b"CONNECT" => (Kind::Connect, Framing::Length(0)),
-            b"HEAD" => (Kind::Head, headers.framing(Framing::Length(0))),
+            "CONNECT" => (Kind::Connect, Framing::Length(0)),
+            "HEAD" => (Kind::Head, headers.framing(Framing::Length(0))),
             _ => (Kind::Plain, headers.framing(Framing::Length(0))),
         };
         if self.outstanding.len() < OUTSTANDING_MAX {

@@ -17,25 +17,25 @@ pub(super) enum Framing {
 }
 
 /// Methods of RFC 9110, PATCH, and the common ones of WebDAV; others are not worth the false recognitions.
-const METHODS: [&[u8]; 18] = [
-    b"GET",
-    b"POST",
-    b"PUT",
-    b"DELETE",
-    b"HEAD",
-    b"OPTIONS",
-    b"PATCH",
-    b"CONNECT",
-    b"TRACE",
-    b"PROPFIND",
-    b"PROPPATCH",
-    b"MKCOL",
-    b"COPY",
-    b"MOVE",
-    b"LOCK",
-    b"UNLOCK",
-    b"REPORT",
-    b"SEARCH",
+const METHODS: [&str; 18] = [
+    "GET",
+    "POST",
+    "PUT",
+    "DELETE",
+    "HEAD",
+    "OPTIONS",
+    "PATCH",
+    "CONNECT",
+    "TRACE",
+    "PROPFIND",
+    "PROPPATCH",
+    "MKCOL",
+    "COPY",
+    "MOVE",
+    "LOCK",
+    "UNLOCK",
+    "REPORT",
+    "SEARCH",
 ];
 /// A first line that does not end within this is judged by its beginning.
 const RECOGNISE_MAX: usize = 512;
@@ -153,7 +153,7 @@ pub(super) fn request(
     Message::Request(Request {
         envelope,
         version: line.version,
-        request_type: text(line.method, NAME_MAX),
+        request_type: line.method.to_owned(),
         domain: text(headers.host, NAME_MAX),
         endpoint: endpoint(&resource),
         resource,
@@ -174,12 +174,17 @@ pub(super) fn response(
     complete: bool,
 ) -> Message {
     Message::Response(Response {
+        envelope,
         version: line.version,
         outcome: outcome(line.code, line.reason),
+        result: String::new(),
         trace: trace(headers),
         x_request_id: text(headers.request_id, NAME_MAX),
+        request_type: String::new(),
+        resource: String::new(),
+        endpoint: String::new(),
+        number: 0,
         complete,
-        ..Response::new(envelope)
     })
 }
 
@@ -216,7 +221,7 @@ pub(super) fn without_blank_lines(bytes: &[u8]) -> &[u8] {
 
 /// The first line of a request.
 pub(super) struct RequestLine<'a> {
-    pub(super) method: &'static [u8],
+    pub(super) method: &'static str,
     target: &'a [u8],
     version: &'static str,
     pub(super) size: usize,
@@ -224,8 +229,9 @@ pub(super) struct RequestLine<'a> {
 
 /// A line that was cut in its target counts when the target is a path.
 pub(super) fn request_line(bytes: &[u8]) -> Option<RequestLine<'_>> {
-    let method =
-        METHODS.iter().find(|method| bytes.starts_with(method) && bytes.get(method.len()) == Some(&b' '))?;
+    let method = METHODS
+        .iter()
+        .find(|method| bytes.strip_prefix(method.as_bytes()).is_some_and(|rest| rest.starts_with(b" ")))?;
     let after = &bytes[method.len() + 1..];
     let Some((line, size)) = line(after, usize::MAX) else {
         let cut = RequestLine { method, target: after, version: "", size: bytes.len() };
@@ -301,7 +307,7 @@ pub(super) fn begins(bytes: &[u8], last: bool) -> Recognition {
     let incomplete = || {
         METHODS.iter().any(|method| {
             let count = bytes.len().min(method.len());
-            bytes[..count] == method[..count] && bytes.get(count).is_none_or(|byte| *byte == b' ')
+            bytes[..count] == method.as_bytes()[..count] && bytes.get(count).is_none_or(|byte| *byte == b' ')
         })
     };
     match (whole, request_line(bytes)) {
