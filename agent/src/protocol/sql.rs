@@ -2,6 +2,8 @@
 //!
 //! One pass over bytes, no grammar: statements are hostile, cut and of many dialects.
 
+use std::borrow::Cow;
+
 use super::text::normalised;
 use super::trace::Trace;
 
@@ -14,22 +16,29 @@ const WORDS_MAX: usize = 256;
 pub(crate) fn redact(statement: &str) -> String {
     let bytes = statement.as_bytes();
     let mut out = String::with_capacity(statement.len());
-    let mut at = 0;
+    // What stays is copied at once, from `kept` up to the next token that does not.
+    let (mut kept, mut at) = (0, 0);
     while at < bytes.len() {
-        let end = token_end(bytes, at);
-        match Token::of(bytes, at) {
-            Token::Text | Token::Number => out.push('?'),
+        let (token, mut end) = token(bytes, at);
+        match token {
+            Token::Text | Token::Number => {
+                out.push_str(&statement[kept..at]);
+                out.push('?');
+                kept = end;
+            }
             Token::Comment => {
+                out.push_str(&statement[kept..at]);
                 if !out.is_empty() && !out.ends_with(' ') {
                     out.push(' ');
                 }
-                at = end + bytes[end..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-                continue;
+                end += bytes[end..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+                kept = end;
             }
-            Token::Word | Token::Quoted | Token::Blank | Token::Other => out.push_str(&statement[at..end]),
+            Token::Word | Token::Quoted | Token::Blank | Token::Other => {}
         }
         at = end;
     }
+    out.push_str(&statement[kept..]);
     out
 }
 
@@ -57,7 +66,7 @@ pub(crate) fn endpoint(statement: &str) -> String {
 pub(crate) fn used_database(statement: &str) -> Option<String> {
     let mut words = Words { bytes: statement.as_bytes(), at: 0, left: WORDS_MAX };
     words.next().filter(|verb| verb.eq_ignore_ascii_case("USE"))?;
-    words.skipping(&[])
+    words.skipping(&[]).map(Cow::into_owned)
 }
 
 /// The trace context in a statement's comments, as SQLCommenter writes it: `/*traceparent='00-...-01',tracestate='a%3Db'*/`.
@@ -65,12 +74,12 @@ pub(crate) fn trace(statement: &str) -> Trace {
     let bytes = statement.as_bytes();
     let mut trace = Trace::default();
     // Few statements have a comment: the others need not be taken apart.
-    if memchr::memmem::find(bytes, b"/*").is_none() {
+    if !memchr::memchr_iter(b'/', bytes).any(|slash| bytes.get(slash + 1) == Some(&b'*')) {
         return trace;
     }
     let mut at = 0;
     while at < bytes.len() {
-        let end = token_end(bytes, at);
+        let (_, end) = token(bytes, at);
         let comment = bytes[at..end].strip_prefix(b"/*").and_then(|comment| comment.strip_suffix(b"*/"));
         for pair in comment.into_iter().flat_map(|comment| comment.split(|byte| *byte == b',')) {
             if let Some(equals) = memchr::memchr(b'=', pair) {
@@ -115,17 +124,18 @@ struct Words<'a> {
     left: usize,
 }
 
-impl Words<'_> {
-    fn next(&mut self) -> Option<String> {
+impl<'a> Words<'a> {
+    fn next(&mut self) -> Option<Cow<'a, str>> {
         self.step(true)
     }
 
     /// The next word or name; None at the end, and at an opening bracket unless those are passed over.
-    fn step(&mut self, through_brackets: bool) -> Option<String> {
+    fn step(&mut self, through_brackets: bool) -> Option<Cow<'a, str>> {
         while self.left > 0 && self.at < self.bytes.len() {
             let start = self.at;
-            self.at = token_end(self.bytes, start);
-            match Token::of(self.bytes, start) {
+            let (token, end) = token(self.bytes, start);
+            self.at = end;
+            match token {
                 Token::Word | Token::Quoted => {
                     self.left -= 1;
                     return Some(self.name(start));
@@ -138,23 +148,24 @@ impl Words<'_> {
     }
 
     /// A name with its qualifiers: `` `a`.`b` `` is `a.b`.
-    fn name(&mut self, start: usize) -> String {
+    fn name(&mut self, start: usize) -> Cow<'a, str> {
         let mut name = unquoted(&self.bytes[start..self.at]);
         while self.bytes.get(self.at) == Some(&b'.') {
             let next = self.at + 1;
-            if next >= self.bytes.len() || !matches!(Token::of(self.bytes, next), Token::Word | Token::Quoted)
-            {
+            if next >= self.bytes.len() {
                 break;
             }
-            self.at = token_end(self.bytes, next);
+            let (Token::Word | Token::Quoted, end) = token(self.bytes, next) else { break };
+            self.at = end;
+            let name = name.to_mut();
             name.push('.');
-            name.push_str(&unquoted(&self.bytes[next..self.at]));
+            name.push_str(&unquoted(&self.bytes[next..end]));
         }
         name
     }
 
     /// The name behind the first of these keywords; behind a bracket, behind the next one.
-    fn after(&mut self, keywords: &[&str]) -> Option<String> {
+    fn after(&mut self, keywords: &[&str]) -> Option<Cow<'a, str>> {
         while let Some(word) = self.next() {
             if keywords.iter().any(|keyword| word.eq_ignore_ascii_case(keyword))
                 && let Some(name) = self.skipping(&FILLERS)
@@ -165,7 +176,7 @@ impl Words<'_> {
         None
     }
 
-    fn skipping(&mut self, fillers: &[&str]) -> Option<String> {
+    fn skipping(&mut self, fillers: &[&str]) -> Option<Cow<'a, str>> {
         loop {
             let word = self.step(false)?;
             if !fillers.iter().any(|filler| word.eq_ignore_ascii_case(filler)) {
@@ -175,9 +186,9 @@ impl Words<'_> {
     }
 }
 
-fn unquoted(bytes: &[u8]) -> String {
+fn unquoted(bytes: &[u8]) -> Cow<'_, str> {
     let bytes = bytes.strip_prefix(b"`").unwrap_or(bytes);
-    String::from_utf8_lossy(bytes.strip_suffix(b"`").unwrap_or(bytes)).into_owned()
+    String::from_utf8_lossy(bytes.strip_suffix(b"`").unwrap_or(bytes))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,13 +230,14 @@ fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | b'@') || byte >= 0x80
 }
 
-/// End of the token that begins at `at`; the end of the statement when it is cut.
-fn token_end(bytes: &[u8], at: usize) -> usize {
+/// The token that begins at `at` and its end; the end of the statement when it is cut.
+fn token(bytes: &[u8], at: usize) -> (Token, usize) {
     let run = |accept: fn(u8) -> bool| at + bytes[at..].iter().take_while(|byte| accept(**byte)).count();
     let find = |from: usize, byte: u8| {
         memchr::memchr(byte, &bytes[from..]).map_or(bytes.len(), |end| from + end + 1)
     };
-    match Token::of(bytes, at) {
+    let token = Token::of(bytes, at);
+    let end = match token {
         Token::Word => run(is_word),
         Token::Blank => run(|byte| byte.is_ascii_whitespace()),
         Token::Number => number_end(bytes, at),
@@ -236,7 +248,8 @@ fn token_end(bytes: &[u8], at: usize) -> usize {
         }
         Token::Comment => find(at, b'\n'),
         Token::Other => at + 1,
-    }
+    };
+    (token, end)
 }
 
 /// Digits, hexadecimal, a fraction and an exponent with its sign.
