@@ -17,6 +17,7 @@ pub mod disk;
 pub mod ingester;
 pub mod labeler;
 pub mod memory;
+pub mod placement;
 pub mod querier;
 pub mod rows;
 pub mod store;

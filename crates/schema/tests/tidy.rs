@@ -14,6 +14,7 @@ const IMPORTS: &[(&str, &[&str], bool)] = &[
     ("clickhouse", &["actors/src/"], true),
     ("chitchat", &["node/src/"], true),
     ("libloading", &["node/src/"], true),
+    ("consistent_hash", &["actors/src/placement/"], true),
     ("sqlparser", &["crates/query/"], false),
     ("aya", &["agent/src/probes", "agent/src/events"], false),
     ("axum", &["node/", "cluster-tests/"], false),
@@ -29,6 +30,7 @@ const PURE: &[&str] = &[
     "agent/src/flow",
     "agent/src/packet",
     "actors/src/labeler/",
+    "actors/src/placement",
 ];
 
 const IMPURE: &[&str] = &[
