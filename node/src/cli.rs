@@ -81,8 +81,22 @@ enum CtlVerb {
         #[command(subcommand)]
         verb: AgentVerb,
     },
+    /// The nodes of the cluster.
+    Member {
+        #[command(subcommand)]
+        verb: MemberVerb,
+    },
     /// Whether the node is well, on one screen.
     Status,
+}
+
+#[derive(Debug, Subcommand)]
+enum MemberVerb {
+    /// One line a node, as the asked node sees them.
+    List {
+        #[arg(short, long, value_enum, default_value = "table")]
+        output: Format,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -137,6 +151,7 @@ fn run_ctl(url: &str, verb: CtlVerb) -> u8 {
             CtlVerb::Query { sql, db, output } => ctl::query(&client, &sql, db.as_deref(), output).await,
             CtlVerb::Top { once, interval, seconds } => ctl::top(&client, once, interval, seconds).await,
             CtlVerb::Agent { verb: AgentVerb::List { output } } => ctl::agents(&client, output).await,
+            CtlVerb::Member { verb: MemberVerb::List { output } } => ctl::members(&client, output).await,
             CtlVerb::Status => ctl::status(&client).await,
         }
     };

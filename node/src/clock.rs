@@ -12,3 +12,8 @@ fn since_1970() -> Duration {
 pub(crate) fn seconds() -> u32 {
     u32::try_from(since_1970().as_secs()).unwrap_or(u32::MAX)
 }
+
+/// Whole milliseconds since 1970.
+pub(crate) fn milliseconds() -> u64 {
+    u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX)
+}

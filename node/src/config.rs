@@ -2,6 +2,7 @@
 //!
 //! `deploy/node.toml` shows every setting with its default. An unknown or unsafe value is refused by name before anything starts.
 
+mod cluster;
 mod size;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use std::{
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
+pub use cluster::Cluster;
 pub use size::Size;
 
 const MIB: u64 = 1 << 20;
@@ -34,6 +36,7 @@ pub struct Config {
     #[serde(with = "humantime_serde")]
     pub stop_within: Duration,
     pub log: Log,
+    pub cluster: Cluster,
     pub grpc: Grpc,
     pub http: Http,
     pub query: Query,
@@ -166,6 +169,7 @@ impl Default for Config {
             data_dir: PathBuf::from("/var/lib/metaflow"),
             stop_within: Duration::from_secs(30),
             log: Log::default(),
+            cluster: Cluster::default(),
             grpc: Grpc::default(),
             http: Http::default(),
             query: Query::default(),
@@ -188,8 +192,8 @@ impl LogLevel {
         match self {
             Self::Error => "error",
             Self::Warn => "warn",
-            Self::Info => "warn,metaflow=info,metaflow_node=info,metaflow_actors=info",
-            Self::Debug => "info,metaflow=debug,metaflow_node=debug,metaflow_actors=debug",
+            Self::Info => "warn,chitchat=error,metaflow=info,metaflow_node=info,metaflow_actors=info",
+            Self::Debug => "info,chitchat=error,metaflow=debug,metaflow_node=debug,metaflow_actors=debug",
             Self::Trace => "trace",
         }
     }
@@ -273,7 +277,8 @@ fn parse(text: &str) -> anyhow::Result<Config> {
 
 /// Refuses values that would lose data or stop the node later.
 fn check(config: &Config) -> anyhow::Result<()> {
-    let Config { node_id, data_dir, stop_within, log: _, grpc, http, query, memory, wal, store } = config;
+    let Config { node_id, data_dir, stop_within, log: _, cluster, grpc, http, query, memory, wal, store } =
+        config;
     ensure!((1..=1023).contains(node_id), "node_id = {node_id}: must be 1 to 1023");
     ensure!(!data_dir.as_os_str().is_empty(), "data_dir is empty");
     ensure!(*stop_within >= Duration::from_secs(1), "stop_within is shorter than 1s: a stop could not flush");
@@ -282,6 +287,7 @@ fn check(config: &Config) -> anyhow::Result<()> {
         "grpc.listen and http.listen are both {}",
         http.listen
     );
+    cluster.check()?;
     let seconds = query.timeout.as_secs();
     ensure!((1..=3600).contains(&seconds), "query.timeout must be 1s to 1h");
     ensure!(query.memory.0 >= 16 * MIB, "query.memory is below 16MiB: no query would run");

@@ -1,6 +1,7 @@
 //! `metaflow ctl`: asks a running node over its HTTP interface and prints the answer.
 
 mod client;
+mod members;
 mod status;
 mod table;
 mod top;
@@ -13,6 +14,7 @@ use crate::cli::{DEGRADED, Format, UNREACHABLE, USAGE};
 
 use client::Answer;
 pub(crate) use client::Client;
+pub(crate) use members::members;
 pub(crate) use status::{agents, status};
 pub(crate) use top::top;
 

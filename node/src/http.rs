@@ -40,6 +40,7 @@ pub(crate) fn router(services: Services) -> Router {
         .route("/v1/query", get(api::query_get).post(api::query_post))
         .route("/v1/query/", get(api::query_get).post(api::query_post))
         .route("/v1/agents", get(api::agents))
+        .route("/v1/cluster/members", get(api::members))
         .route("/v1/status", get(api::status))
         .route("/metrics", get(metrics))
         .route("/health/live", get(|| async { "alive\n" }))

@@ -11,5 +11,6 @@ mod engine;
 mod grpc;
 mod http;
 mod logging;
+pub mod membership;
 mod metrics;
 mod node;

@@ -6,6 +6,7 @@
 //! acknowledged.
 
 mod folder;
+mod load;
 mod parts;
 mod pipeline;
 mod readings;
@@ -18,7 +19,12 @@ use anyhow::Context as _;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, http, metrics::Metrics};
+use crate::{
+    config::Config,
+    http,
+    membership::{self, Membership},
+    metrics::Metrics,
+};
 
 use folder::Folder;
 pub(crate) use parts::{Parts, Running};
@@ -33,7 +39,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let (http_address, grpc_address) = (http_listener.local_addr()?, grpc_listener.local_addr()?);
     warn_of_open_sockets(&[http_address, grpc_address]);
 
-    let parts = Parts::new(config.node_id);
+    let membership = Arc::new(join(&config, &folder, grpc_address, http_address).await?);
+    let parts = Parts::new(config.node_id, Arc::clone(&membership));
     let metrics = Arc::new(Metrics::new(parts.readings()));
     let stop_http = CancellationToken::new();
     let services = http::Services { parts: parts.clone(), metrics: Arc::clone(&metrics) };
@@ -45,10 +52,13 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         started = start::start(&config, &folder, &parts, metrics.ingest(), grpc_listener) => started,
         signal = signals.next() => {
             tracing::info!(signal, "stopped during the start");
+            membership.leave().await;
             return Ok(());
         }
     };
     let started = started?;
+    membership.set_state(membership::State::Ready);
+    let load = tokio::spawn(load::tell(parts.clone(), Arc::clone(&membership)));
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node_id = config.node_id,
@@ -61,8 +71,14 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let signal = signals.next().await;
     tracing::info!(signal, "stopping");
     parts.stopping();
+    membership.set_state(membership::State::Draining);
+    let stop = async {
+        started.stop(config.stop_within).await;
+        load.abort();
+        membership.leave().await;
+    };
     tokio::select! {
-        () = started.stop(config.stop_within) => {}
+        () = stop => {}
         signal = signals.next() => tracing::warn!(signal, "a second signal: ending without waiting"),
     }
     stop_http.cancel();
@@ -72,6 +88,30 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Takes part in the cluster, as a node that is starting.
+async fn join(
+    config: &Config,
+    folder: &Folder,
+    grpc: SocketAddr,
+    http: SocketAddr,
+) -> anyhow::Result<Membership> {
+    let cluster = &config.cluster;
+    let member = membership::Config {
+        cluster: cluster.name.clone(),
+        node_id: config.node_id,
+        facts: cluster.facts(config.node_id, grpc, http),
+        seeds: cluster.seeds.clone(),
+        interval: cluster.gossip_interval,
+        phi_threshold: cluster.phi_threshold,
+        generation_file: folder.gossip_generation(),
+    };
+    let membership = Membership::start(member, cluster.transport()).await?;
+    if !cluster.seeds.is_empty() {
+        warn_of_open_sockets(&[cluster.listen]);
+    }
+    Ok(membership)
 }
 
 async fn bind(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {

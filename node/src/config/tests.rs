@@ -25,6 +25,17 @@ fn unknown_and_unsafe_values_are_refused_by_name() {
         ("node_idd = 1", "node_idd"),
         ("data_dir = ''", "data_dir"),
         ("stop_within = '10ms'", "stop_within"),
+        ("cluster.name = ''", "cluster.name"),
+        ("cluster.zone = 'a b'", "cluster.zone"),
+        ("cluster.node_name = \"a\\nb\"", "cluster.node_name"),
+        ("cluster.seeds = ['n1']", "cluster.seeds"),
+        ("cluster.seeds = [':20037']", "cluster.seeds"),
+        ("cluster.seeds = ['n1:0']", "cluster.seeds"),
+        ("cluster.seeds = ['n1:20037']\ncluster.listen = '0.0.0.0:20037'", "cluster.advertise"),
+        ("cluster.weight = 0", "cluster.weight"),
+        ("cluster.gossip_interval = '1ms'", "cluster.gossip_interval"),
+        ("cluster.phi_threshold = nan", "cluster.phi_threshold"),
+        ("cluster.leader = 'me'", "leader"),
         ("grpc.listen = '127.0.0.1:20416'", "grpc.listen"),
         ("http.listen = 'everywhere'", "listen"),
         ("http.connections_max = 0", "connections_max"),
@@ -47,6 +58,16 @@ fn unknown_and_unsafe_values_are_refused_by_name() {
         let error = parse(text).and_then(|config| check(&config)).unwrap_err();
         assert!(format!("{error:#}").contains(name), "{text}: {error:#}");
     }
+}
+
+#[test]
+fn who_listens_everywhere_is_reached_where_it_gossips() {
+    let config = parse("cluster.listen = '0.0.0.0:20037'\ncluster.advertise = '10.0.0.7:20037'").unwrap();
+    let (everywhere, one) = ("0.0.0.0:20035".parse().unwrap(), "10.1.1.1:20416".parse().unwrap());
+    let facts = config.cluster.facts(7, everywhere, one);
+    assert_eq!(facts.grpc, Some("10.0.0.7:20035".parse().unwrap()));
+    assert_eq!(facts.http, Some(one));
+    assert_eq!(facts.name, "n7");
 }
 
 #[test]

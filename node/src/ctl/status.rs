@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Client, Failure, print, render, table, text};
+use super::{Client, Failure, members, print, render, table, text};
 use crate::cli::Format;
 
 /// Shows the node's state; degraded when it has problems.
@@ -15,7 +15,8 @@ pub(crate) async fn status(client: &Client) -> Result<(), Failure> {
         .filter(|(name, _)| *name != "problems")
         .map(|(name, value)| vec![name.replace('_', " "), text(value)])
         .collect();
-    print(&table::aligned(&["NODE", ""], &rows))?;
+    let members = members::of_cluster(client).await?;
+    print(&(table::aligned(&["NODE", ""], &rows) + &members))?;
     if problems.is_empty() { Ok(()) } else { Err(Failure::Degraded(problems.join("; "))) }
 }
 

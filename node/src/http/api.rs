@@ -2,7 +2,7 @@
 //!
 //! An answer says `OPT_STATUS` SUCCESS, or what went wrong and, in `DESCRIPTION`, where and what to do; the HTTP status says the same.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     body::Bytes,
@@ -181,6 +181,11 @@ pub(super) async fn agents(State(services): State<Services>) -> Response {
         Ok(agents) => json(StatusCode::OK, &agents),
         Err(reason) => failure(StatusCode::SERVICE_UNAVAILABLE, "SERVER_ERROR", &reason),
     }
+}
+
+pub(super) async fn members(State(services): State<Services>) -> Response {
+    let view = Arc::clone(&services.parts.membership().view().borrow());
+    json(StatusCode::OK, &view.report(Instant::now()))
 }
 
 pub(super) async fn status(State(services): State<Services>) -> Response {

@@ -7,6 +7,7 @@ const ENDPOINTS: &[(&str, &str)] = &[
         "SQL: POST form with <code>db</code> and <code>sql</code>, or GET with the same parameters",
     ),
     ("/v1/agents", "the agents that this node knows"),
+    ("/v1/cluster/members", "the nodes of the cluster, as this one sees them"),
     ("/v1/status", "the node's state"),
     ("/metrics", "the node's own metrics, for Prometheus"),
     ("/health/live", "200 while the process runs"),

@@ -59,6 +59,11 @@ impl Folder {
         self.path.join("state")
     }
 
+    /// The last generation of this node's gossip.
+    pub(super) fn gossip_generation(&self) -> PathBuf {
+        self.path.join("gossip-generation")
+    }
+
     /// The embedded engine's folder.
     pub(super) fn engine(&self) -> PathBuf {
         self.path.join("store")

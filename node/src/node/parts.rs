@@ -20,8 +20,10 @@ use metaflow_actors::{
 };
 use serde::Serialize;
 
+use super::load::Work;
 use crate::{
     grpc::Streams,
+    membership::{Member, Membership},
     metrics::{Read, Reading},
 };
 
@@ -33,6 +35,7 @@ pub(crate) struct Parts {
 
 struct Shared {
     node_id: u16,
+    membership: Arc<Membership>,
     started: Instant,
     /// What the start waits for.
     stage: Mutex<&'static str>,
@@ -117,12 +120,16 @@ pub(crate) struct Status {
     wal_batches: u64,
     rows_accepted: u64,
     agent_streams: u64,
+    cluster: String,
+    members_live: usize,
+    members_dead: usize,
 }
 
 impl Parts {
-    pub(super) fn new(node_id: u16) -> Self {
+    pub(super) fn new(node_id: u16, membership: Arc<Membership>) -> Self {
         let shared = Shared {
             node_id,
+            membership,
             started: Instant::now(),
             stage: Mutex::new("starting"),
             running: OnceLock::new(),
@@ -168,15 +175,42 @@ impl Parts {
         Health { problems }
     }
 
+    pub(crate) fn membership(&self) -> &Membership {
+        &self.shared.membership
+    }
+
+    /// What there is to do; none before the start is done.
+    pub(super) fn work(&self) -> Option<Work> {
+        let running = self.shared.running.get()?;
+        let (accepted, wal) =
+            (&running.ingester.metrics().batches_accepted, running.ingester.wal().metrics());
+        Some(Work {
+            agents: running.streams.open(),
+            wal_bytes: wal.bytes.load(Ordering::Relaxed),
+            accepted: accepted.load(Ordering::Relaxed),
+            waiting: wal.batches.load(Ordering::Relaxed),
+        })
+    }
+
     pub(crate) async fn status(&self) -> Status {
-        let problems = self.health().await.problems;
+        let health = self.health().await;
+        let view = Arc::clone(&self.membership().view().borrow());
+        let dead: Vec<&Member> = view.members.iter().filter(|member| member.word() == "dead").collect();
+        let ready = health.is_ready();
+        let mut problems = health.problems;
+        problems.extend(dead.iter().map(|member| {
+            format!("node {} ({}, {}) is dead", member.node_id, member.facts.name, member.gossip)
+        }));
+        problems.extend(view.duplicates.iter().map(|duplicate| {
+            format!("two running nodes use node_id {}: {:?}", duplicate.node_id, duplicate.addresses)
+        }));
         let running = self.shared.running.get();
         let budget = running.map(|running| &running.budget);
         let wal = running.map(|running| running.ingester.wal().metrics());
         Status {
             version: env!("CARGO_PKG_VERSION"),
             node_id: self.shared.node_id,
-            ready: problems.is_empty(),
+            ready,
             problems,
             uptime_seconds: self.uptime().as_secs(),
             memory_used_bytes: budget.map_or(0, |budget| budget.capacity() - budget.available()),
@@ -186,6 +220,9 @@ impl Parts {
             rows_accepted: running
                 .map_or(0, |running| running.ingester.metrics().rows_accepted.load(Ordering::Relaxed)),
             agent_streams: running.map_or(0, |running| running.streams.open()),
+            cluster: view.cluster.clone(),
+            members_live: view.live().count(),
+            members_dead: dead.len(),
         }
     }
 
@@ -212,6 +249,7 @@ impl Parts {
         if let Some(running) = self.shared.running.get() {
             running.read(&mut readings);
         }
+        self.membership().readings(&mut readings);
         readings
     }
 }

@@ -123,6 +123,8 @@ async fn commands(node: &Node) {
         (&["top", "--once"], 3, "SERVICE"),
         (&["agent", "list"], 0, "no agents"),
         (&["status"], 0, "memory used bytes"),
+        (&["member", "list"], 0, "NODE ID  NAME"),
+        (&["member", "list", "-o", "json"], 0, "\"ready\""),
         (&["conquer"], 1, "conquer"),
         (&["query", "SHOW TABLES", "--url", "http://127.0.0.1:1"], 2, "no node answers"),
     ] {
