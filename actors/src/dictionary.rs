@@ -8,10 +8,14 @@
 //! the node's own disk, synced; then the store (`flush`); then rows that use the id (the writer calls `flush` before each insert).
 //! A counter is never turned back: it starts above all that the disk and the store know.
 //!
-//! Leaves out: which node allocates for a name in a cluster, and canonical ids of aliases (queries).
+//! In a cluster the nodes tell each other what they named ([`Dictionary::learn`]). A name that was given two ids (an alias, legal) has the
+//! smallest as its canonical id, wherever both are known.
+//!
+//! Leaves out: which node allocates for a name, and the way to it: [`Owners`].
 
 mod allocate;
 mod confirm;
+mod learn;
 mod load;
 #[cfg(test)]
 mod tests;
@@ -20,8 +24,8 @@ use std::{
     borrow::Cow,
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, OnceLock, PoisonError, RwLock,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -34,6 +38,7 @@ use crate::{
 use allocate::Allocator;
 pub use confirm::FlushError;
 use confirm::Pending;
+pub use learn::{Entry, Learned};
 
 /// Name of the entry that stands for all names beyond the limit of a kind.
 pub const OTHER: &str = "(other)";
@@ -90,6 +95,15 @@ pub enum Error {
     Disk(#[from] disk::Error),
     #[error("dictionary entry on the node's disk is damaged: key {0:?}")]
     Damaged(Vec<u8>),
+    #[error("two live nodes have the node id {0}: no new names until one of them gets another")]
+    Suspended(u16),
+}
+
+/// The nodes that own names, as the dictionary sees them.
+pub trait Owners: Send + Sync {
+    /// The ids that the owners of these names give them, in their order; none where this node is the owner or the owner does not answer in
+    /// time. Blocks.
+    fn ask(&self, names: &[(Kind, &str)]) -> Vec<Option<u32>>;
 }
 
 /// Figures of one kind, for `/metrics` and `ctl`.
@@ -101,6 +115,8 @@ pub struct KindStats {
     pub highest_id: u32,
     /// Lookups that were answered with the id of [`OTHER`] because the kind is full.
     pub overflowed: u64,
+    /// Ids beside the canonical ones, since the start.
+    pub aliases: u64,
 }
 
 /// Names of one kind. A batch is looked up under one read lock, so a hit costs its hash and its comparison.
@@ -110,6 +126,7 @@ struct Shard {
     /// Highest counter whose entry is on disk or in the store, for this node's own prefix.
     highest: AtomicU64,
     overflowed: AtomicU64,
+    aliases: AtomicU64,
 }
 
 struct Inner {
@@ -119,6 +136,9 @@ struct Inner {
     shards: Box<[Shard]>,
     allocator: Mutex<Allocator>,
     pending: Pending,
+    owners: OnceLock<Arc<dyn Owners>>,
+    is_suspended: AtomicBool,
+    conflicts: AtomicU64,
 }
 
 /// The dictionary; clones share it.
@@ -141,11 +161,21 @@ impl Dictionary {
                 ids: RwLock::new(kind.ids),
                 highest: AtomicU64::new(kind.highest.into()),
                 overflowed: AtomicU64::new(0),
+                aliases: AtomicU64::new(kind.aliases),
             })
             .collect();
         let allocator = Allocator::new(&shards);
         let pending = Pending::new(loaded.pending);
-        let inner = Inner { disk, config, shards, allocator: Mutex::new(allocator), pending };
+        let inner = Inner {
+            disk,
+            config,
+            shards,
+            allocator: Mutex::new(allocator),
+            pending,
+            owners: OnceLock::new(),
+            is_suspended: AtomicBool::new(false),
+            conflicts: AtomicU64::new(0),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -153,6 +183,27 @@ impl Dictionary {
     ///
     /// Blocks for a disk sync when there is a new name.
     pub fn ids(&self, wanted: &[(Kind, &str)]) -> Result<Vec<u32>, Error> {
+        let (mut ids, mut missing) = self.known(wanted);
+        if !missing.is_empty() {
+            self.ask_owners(wanted, &mut missing, &mut ids)?;
+        }
+        if !missing.is_empty() {
+            self.inner.allocate(wanted, &missing, &mut ids)?;
+        }
+        Ok(ids)
+    }
+
+    /// The same without asking others: what an owner does for who asks it.
+    pub fn own_ids(&self, wanted: &[(Kind, &str)]) -> Result<Vec<u32>, Error> {
+        let (mut ids, missing) = self.known(wanted);
+        if !missing.is_empty() {
+            self.inner.allocate(wanted, &missing, &mut ids)?;
+        }
+        Ok(ids)
+    }
+
+    /// Ids of the names that are known, and where those stand that are not.
+    fn known(&self, wanted: &[(Kind, &str)]) -> (Vec<u32>, Vec<usize>) {
         let mut ids = vec![0; wanted.len()];
         let mut missing = Vec::new();
         let mut at = 0;
@@ -168,10 +219,23 @@ impl Dictionary {
                 at += 1;
             }
         }
-        if !missing.is_empty() {
-            self.inner.allocate(wanted, &missing, &mut ids)?;
-        }
-        Ok(ids)
+        (ids, missing)
+    }
+
+    /// From now on new names are asked of their owners first.
+    pub fn set_owners(&self, owners: Arc<dyn Owners>) {
+        // A second one would be a defect of the start; the first stays.
+        self.inner.owners.set(owners).ok();
+    }
+
+    /// Stops or resumes giving out ids: while two live nodes have one number, neither may.
+    pub fn suspend(&self, is_suspended: bool) {
+        self.inner.is_suspended.store(is_suspended, Ordering::Release);
+    }
+
+    /// Entries that others told and that contradict what is known: an id has two names. Not zero means that two nodes had one number.
+    pub fn conflicts(&self) -> u64 {
+        self.inner.conflicts.load(Ordering::Relaxed)
     }
 
     /// The id of one name, allocated if it is new. Blocks like [`Dictionary::ids`].
@@ -211,6 +275,7 @@ impl Dictionary {
                 names: shard.ids.read().unwrap_or_else(PoisonError::into_inner).len(),
                 highest_id: u32::try_from(highest).map_or(0, |at| if at == 0 { 0 } else { node_id.id(at) }),
                 overflowed: shard.overflowed.load(Ordering::Relaxed),
+                aliases: shard.aliases.load(Ordering::Relaxed),
             }
         });
         figures.filter(|stats| stats.names > 0 || stats.highest_id > 0).collect()

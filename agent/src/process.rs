@@ -227,6 +227,7 @@ fn hello(machine_id: &str) -> Hello {
         machine_id: machine_id.to_owned(),
         hostname,
         config_version: 0,
+        agent_id: 0,
         kernel_release,
         architecture,
         os,

@@ -82,6 +82,7 @@ impl LedgerAgent {
             protocol_version: PROTOCOL_VERSION,
             machine_id: self.machine_id.clone(),
             hostname: self.machine_id.clone(),
+            agent_id: self.agent_id,
             ..Default::default()
         };
         hello_sender.send(SyncRequest { body: Some(sync_request::Body::Hello(hello)) }).await?;

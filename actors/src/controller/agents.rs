@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::{facts::Facts, view};
 use crate::{
-    dictionary::{self, Dictionary, OTHER},
+    dictionary::{self, Dictionary, Entry, OTHER},
     labeler::{AgentView, HostTags},
 };
 
@@ -43,14 +43,30 @@ pub(super) struct Greeting {
 
 impl Greeting {
     pub(super) fn find(dictionary: &Dictionary, hello: wire::Hello) -> Result<Self, super::Error> {
-        let ids = dictionary.ids(&[(Kind::Agent, &hello.machine_id), (Kind::Host, &hello.hostname)])?;
-        let (agent_id, host_id) = (ids[0], ids[1]);
+        let host_id = dictionary.id(Kind::Host, &hello.hostname)?;
+        let agent_id = match known_id(dictionary, &hello)? {
+            Some(agent_id) => agent_id,
+            None => dictionary.id(Kind::Agent, &hello.machine_id)?,
+        };
         // One id for two agents would mix up their batches.
         if agent_id == 0 || dictionary.lookup(Kind::Agent, OTHER) == Some(agent_id) {
             return Err(Refusal::Full(1 << 22).into());
         }
         Ok(Self { agent_id, host_id, hello })
     }
+}
+
+/// The id that the agent had from another node, unless it is not its own.
+///
+/// Batches are known by the id of their agent, so it must stay, even where the canonical id of the machine is another one.
+fn known_id(dictionary: &Dictionary, hello: &wire::Hello) -> Result<Option<u32>, dictionary::Error> {
+    let wire::Hello { agent_id, machine_id, .. } = hello;
+    if *agent_id == 0 {
+        return Ok(None);
+    }
+    let entry = Entry { kind: Kind::Agent, id: *agent_id, name: machine_id.clone() };
+    dictionary.learn(&[entry], false)?;
+    Ok(dictionary.resolve(Kind::Agent, *agent_id)?.filter(|name| name == machine_id).map(|_| *agent_id))
 }
 
 /// What an operator wants to know of an agent.

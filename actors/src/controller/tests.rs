@@ -125,6 +125,30 @@ fn service(snapshot: &Snapshot, names: &Dictionary, agent_id: u32) -> Option<Str
     names.resolve(kind, block.tags.auto_service_id[0]).unwrap()
 }
 
+#[tokio::test]
+async fn an_agent_keeps_the_id_of_another_node_and_nobody_gets_anothers() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::open(folder.path()).unwrap();
+    let names = dictionary(&disk);
+    let (controller, task) = Controller::start(Config::default(), disk, names.clone()).await.unwrap();
+    let elsewhere = 9 << 22 | 3;
+    let come = async |machine: &str, agent_id: u32| {
+        let hello = wire::Hello { agent_id, ..hello(machine) };
+        controller.hello(hello).await.unwrap().welcome.agent_id
+    };
+    assert_eq!(come("a", elsewhere).await, elsewhere);
+    let own = come("b", 0).await;
+    assert_eq!(own >> 22, 1);
+    assert_eq!(come("b", elsewhere).await, own, "this id is that of another machine");
+    assert_eq!(come("b", 17).await, own, "no node gives such an id");
+    // Its canonical id is the smaller one of this node; its batches have the other one.
+    let alias = 9 << 22 | 8;
+    assert_eq!(come("b", alias).await, alias);
+    assert_eq!(names.lookup(Kind::Agent, "b"), Some(own));
+    controller.stop();
+    task.await.unwrap();
+}
+
 async fn until(what: &str, condition: impl Fn() -> bool) {
     let waiting = async {
         while !condition() {

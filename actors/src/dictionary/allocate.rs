@@ -50,6 +50,12 @@ impl Allocator {
         Self { taken: shards.iter().map(last).collect(), unwritten: Vec::new() }
     }
 
+    /// A counter that this node gave out in a life that it does not remember.
+    pub(super) fn skip(&mut self, kind: Kind, counter: u32) {
+        let taken = &mut self.taken[kind as usize];
+        *taken = counter.max(*taken);
+    }
+
     /// The next counter up to `limit`.
     fn take(&mut self, kind: Kind, limit: u32) -> Option<u32> {
         let taken = &mut self.taken[kind as usize];
@@ -74,6 +80,9 @@ impl Inner {
         ids: &mut [u32],
     ) -> Result<(), Error> {
         let mut allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_suspended.load(Ordering::Acquire) {
+            return Err(Error::Suspended(self.config.node_id.get()));
+        }
         let mut draft = Draft::default();
         for new in std::mem::take(&mut allocator.unwritten) {
             draft.add(new);

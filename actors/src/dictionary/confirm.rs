@@ -16,7 +16,7 @@ use metaflow_schema::{
     tables::{Dictionary as Rows, DictionaryRow},
 };
 
-use super::{COUNTER_BITS, Dictionary, meta_key};
+use super::{COUNTER_BITS, Dictionary, learn, meta_key};
 use crate::disk::{self, Changes, Durability, Family};
 
 /// Rows of one insert: bounds the memory of a start with a large dictionary.
@@ -25,7 +25,7 @@ const INSERT_ROWS_MAX: usize = 50_000;
 /// Keys of the highest confirmed id of each kind and prefix.
 pub(super) const CONFIRMED_PREFIX: &[u8] = b"dictionary/confirmed/";
 
-type Entry = (Kind, u32, Arc<str>);
+pub(super) type Entry = (Kind, u32, Arc<str>);
 
 /// Entries on their way to the store, oldest first. Bounded by the names themselves, which are shared with the maps.
 pub(super) struct Pending {
@@ -97,7 +97,8 @@ impl Dictionary {
         while !is_done() {
             let entries = pending.head();
             insert(rows(&entries)).await.map_err(FlushError::Store)?;
-            self.inner.disk.write(confirmation(&entries), Durability::Written)?;
+            let own = u32::from(self.inner.config.node_id.get());
+            self.inner.disk.write(confirmation(&entries, own), Durability::Written)?;
             pending.remove_head(entries.len());
         }
         Ok(())
@@ -113,13 +114,16 @@ fn rows(entries: &[Entry]) -> Rows {
     rows
 }
 
-fn confirmation(entries: &[Entry]) -> Changes {
+fn confirmation(entries: &[Entry], own: u32) -> Changes {
     let mut highest: HashMap<(Kind, u32), u32> = HashMap::new();
+    let mut changes = Changes::default();
     for (kind, id, _) in entries {
+        if id >> COUNTER_BITS != own {
+            changes.delete(Family::Meta, learn::unconfirmed_key(*kind, *id));
+        }
         let entry = highest.entry((*kind, id >> COUNTER_BITS)).or_default();
         *entry = (*entry).max(*id);
     }
-    let mut changes = Changes::default();
     for ((kind, node), id) in highest {
         changes.put(Family::Meta, meta_key(CONFIRMED_PREFIX, kind, node), id.to_be_bytes());
     }

@@ -1,15 +1,23 @@
 //! Start: the dictionary as the disk and the store left it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use metaflow_schema::enums::Kind;
 use tracing::warn;
 
-use super::{COUNTER_BITS, COUNTER_MAX, Error, NodeId, confirm::CONFIRMED_PREFIX, meta_key};
+use super::{
+    COUNTER_BITS, COUNTER_MAX, Error, NodeId, confirm::CONFIRMED_PREFIX, learn::UNCONFIRMED_PREFIX, meta_key,
+};
 use crate::disk::{Changes, Disk, Durability, Family};
 
 /// Counters learnt from the store, which the disk keeps in case that the store is lost after the disk was.
 const FLOOR_PREFIX: &[u8] = b"dictionary/floor/";
+
+/// Numbers that this disk's node had: it made the entries below these itself.
+const NUMBER_PREFIX: &[u8] = b"dictionary/number/";
 
 /// Kinds are numbered by a byte.
 const KINDS: usize = 256;
@@ -19,6 +27,17 @@ pub(super) struct LoadedKind {
     pub ids: HashMap<Arc<str>, u32>,
     /// Highest counter of the node's own prefix, on disk or in the store.
     pub highest: u32,
+    /// Ids beside the canonical ones.
+    pub aliases: u64,
+}
+
+/// What tells entries that the store has from those that it may not have.
+struct Confirmed {
+    /// Numbers of this node, now and before: its own entries are confirmed up to a counter.
+    numbers: HashSet<u32>,
+    counters: HashMap<(Kind, u32), u32>,
+    /// Entries of others that are not confirmed, as they stand in keys.
+    learnt: HashSet<Vec<u8>>,
 }
 
 pub(super) struct Loaded {
@@ -51,9 +70,16 @@ pub(super) fn load(disk: &Disk, node_id: NodeId, store_maxima: &HashMap<Kind, u6
             confirmed.remove(&(*kind, own));
         }
     }
-    if !learnt.is_empty() {
-        disk.write(learnt, Durability::Synced)?;
-    }
+    learnt.put(Family::Meta, [NUMBER_PREFIX, &own.to_be_bytes()].concat(), []);
+    disk.write(learnt, Durability::Synced)?;
+    let confirmed = Confirmed {
+        numbers: suffixes(disk, NUMBER_PREFIX)?
+            .into_iter()
+            .filter_map(|number| Some(u32::from_be_bytes(number.try_into().ok()?)))
+            .collect(),
+        counters: confirmed,
+        learnt: suffixes(disk, UNCONFIRMED_PREFIX)?,
+    };
     let mut damaged = None;
     disk.scan(Family::IdToName, b"", |key, name| match entry(key, name) {
         Some((kind, id, name)) => {
@@ -69,18 +95,39 @@ pub(super) fn load(disk: &Disk, node_id: NodeId, store_maxima: &HashMap<Kind, u6
 }
 
 impl Loaded {
-    fn add(&mut self, kind: Kind, id: u32, name: Arc<str>, own: u32, confirmed: &HashMap<(Kind, u32), u32>) {
+    fn add(&mut self, kind: Kind, id: u32, name: Arc<str>, own: u32, confirmed: &Confirmed) {
         let node = id >> COUNTER_BITS;
         let loaded = &mut self.kinds[kind as usize];
         if node == own {
             loaded.highest = loaded.highest.max(id & COUNTER_MAX);
         }
-        if confirmed.get(&(kind, node)).is_none_or(|known| id > *known) {
+        if !confirmed.has(kind, id) {
             self.pending.push((kind, id, Arc::clone(&name)));
         }
-        // A node whose number was changed may have two ids for a name: the first stays canonical.
-        loaded.ids.entry(name).or_insert(id);
+        // Ids come in their order: the first of a name is the smallest, which is the canonical one.
+        let canonical = *loaded.ids.entry(name).or_insert(id);
+        loaded.aliases += u64::from(canonical != id);
     }
+}
+
+impl Confirmed {
+    fn has(&self, kind: Kind, id: u32) -> bool {
+        let node = id >> COUNTER_BITS;
+        let is_counted = self.counters.get(&(kind, node)).is_some_and(|known| id <= *known);
+        (is_counted || !self.numbers.contains(&node))
+            && !self.learnt.contains(&[&[kind as u8], &id.to_be_bytes()[..]].concat())
+    }
+}
+
+/// What follows a prefix in the keys that have it.
+fn suffixes(disk: &Disk, prefix: &[u8]) -> Result<HashSet<Vec<u8>>, Error> {
+    let mut suffixes = HashSet::new();
+    disk.scan(Family::Meta, prefix, |key, _| {
+        let suffix = key.strip_prefix(prefix);
+        suffixes.extend(suffix.map(<[u8]>::to_vec));
+        suffix.is_some()
+    })?;
+    Ok(suffixes)
 }
 
 /// Ids by kind and node below a prefix of keys.

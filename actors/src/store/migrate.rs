@@ -90,7 +90,9 @@ mod tests {
         let statements = ddl::statements();
         let dictionary = with_credentials(statements.last().unwrap(), "o'x", "p");
         assert!(dictionary.starts_with("CREATE OR REPLACE DICTIONARY flow_tag.names"));
-        assert!(dictionary.contains("SOURCE(CLICKHOUSE(USER 'o\\'x' PASSWORD 'p' DB 'flow_tag'"));
+        assert!(
+            dictionary.contains("SOURCE(CLICKHOUSE(USER 'o\\'x' PASSWORD 'p' HOST '127.0.0.1' DB 'flow_tag'")
+        );
         assert_eq!(with_credentials(&statements[1], "u", "p"), statements[1]);
     }
 }

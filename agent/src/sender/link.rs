@@ -105,6 +105,7 @@ impl Sender {
         let (control, queue) = mpsc::channel(CONTROL_QUEUE);
         let mut hello = self.hello.clone();
         hello.config_version = self.state.config_version.load(Ordering::Relaxed);
+        hello.agent_id = self.spool.lock().agent_id();
         control.send(SyncRequest { body: Some(sync_request::Body::Hello(hello)) }).await?;
         let mut replies = client
             .sync(ReceiverStream::new(queue))

@@ -43,6 +43,8 @@ pub(crate) struct Seen {
     pub(crate) facts: Vec<Facts>,
     pub(crate) heartbeats: Vec<Heartbeat>,
     pub(crate) hellos: usize,
+    /// Ids that agents said they have, by Hello.
+    pub(crate) agent_ids: Vec<u32>,
 }
 
 pub(crate) struct Peer {
@@ -54,7 +56,7 @@ pub(crate) struct Peer {
 
 impl Peer {
     pub(crate) fn new(manner: Manner) -> Arc<Self> {
-        let seen = Seen { batches: vec![], facts: vec![], heartbeats: vec![], hellos: 0 };
+        let seen = Seen { batches: vec![], facts: vec![], heartbeats: vec![], hellos: 0, agent_ids: vec![] };
         Arc::new(Self {
             manner: Mutex::new(manner),
             seen: Mutex::new(seen),
@@ -130,8 +132,11 @@ impl AgentService for Service {
             while let Some(Ok(request)) = requests.next().await {
                 let mut bodies = Vec::new();
                 match request.body {
-                    Some(sync_request::Body::Hello(_)) => {
-                        peer.see(|seen| seen.hellos += 1);
+                    Some(sync_request::Body::Hello(hello)) => {
+                        peer.see(|seen| {
+                            seen.hellos += 1;
+                            seen.agent_ids.push(hello.agent_id);
+                        });
                         bodies.push(sync_response::Body::Welcome(Welcome {
                             agent_id: 5,
                             servers: peer.servers.clone(),

@@ -98,6 +98,12 @@ async fn after_a_broken_stream_all_that_is_not_committed_comes_again_as_resent()
         assert!(!resent[0] || resent.len() == 1, "{seq}: {resent:?}");
         assert!(resent[1..].iter().all(|resent| *resent), "{seq}: {resent:?}");
     }
+    let said = peer.see(|seen| seen.agent_ids.clone());
+    assert_eq!(said[0], 0);
+    assert!(
+        said.len() > 1 && said[1..].iter().all(|id| *id == 5),
+        "the id of the first Welcome stays: {said:?}"
+    );
     rig.end().await;
 }
 
