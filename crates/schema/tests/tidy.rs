@@ -16,6 +16,8 @@ const IMPORTS: &[(&str, &[&str], bool)] = &[
     ("libloading", &["node/src/"], true),
     ("consistent_hash", &["actors/src/placement/"], true),
     ("sqlparser", &["crates/query/"], false),
+    ("rustls", &["crates/tls/"], false),
+    ("rcgen", &["node/", "crates/tls/src/tests.rs"], false),
     ("aya", &["agent/src/probes", "agent/src/events"], false),
     ("axum", &["node/", "cluster-tests/"], false),
     ("clap", &["node/src/", "actors/examples/", "agent/src/main.rs", "chaos/src/"], false),

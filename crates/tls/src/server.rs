@@ -1,0 +1,114 @@
+//! The accepting end.
+//!
+//! Bound: time of a handshake. Tickets are sealed with a key that lives as long as the configuration does: new files make old
+//! tickets worthless, so who was let in by a removed authority must show a certificate again.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use rustls::{ServerConfig, server::WebPkiClientVerifier};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
+
+use crate::{AcceptError, Error, Identity, Reloading, pem, provider, validity};
+
+/// From the connection to the end of the handshake: some round trips on a bad line.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// The first byte of a TLS connection: the record that holds the client's greeting.
+const HANDSHAKE_RECORD: u8 = 0x16;
+
+/// An accepted connection.
+pub type ServerStream = tokio_rustls::server::TlsStream<TcpStream>;
+
+/// What a server needs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerFiles {
+    pub identity: Identity,
+    /// Clients must have a certificate of one of these.
+    pub client_authority: Option<PathBuf>,
+}
+
+/// Makes encrypted connections of accepted ones; clones share it.
+#[derive(Debug, Clone)]
+pub struct Server {
+    made: Arc<Reloading<Made>>,
+    pub(crate) within: Duration,
+}
+
+#[derive(Debug)]
+struct Made {
+    config: Arc<ServerConfig>,
+    /// Seconds since 1970.
+    certificate_end: u64,
+    client_authority_end: u64,
+}
+
+impl Server {
+    /// Reads the files. `protocol` is the one that is spoken inside.
+    pub fn load(files: ServerFiles, protocol: &'static [u8]) -> Result<Self, Error> {
+        let ServerFiles { identity, client_authority } = files.clone();
+        let mut paths = vec![identity.certificate, identity.key];
+        paths.extend(client_authority);
+        let made = Reloading::load(paths, move |contents| build(&files, protocol, contents))?;
+        Ok(Self { made: Arc::new(made), within: HANDSHAKE_WITHIN })
+    }
+
+    /// Looks at the files now instead of within some seconds.
+    pub fn reload(&self) {
+        self.made.reload();
+    }
+
+    /// When the server's own certificate ends, in seconds since 1970.
+    pub fn certificate_end(&self) -> u64 {
+        self.made.get().certificate_end
+    }
+
+    /// Waits for the client's greeting and makes the connection secret.
+    pub async fn accept(&self, stream: TcpStream) -> Result<ServerStream, AcceptError> {
+        tokio::time::timeout(self.within, self.handshake(stream)).await.unwrap_or(Err(AcceptError::TimedOut))
+    }
+
+    async fn handshake(&self, stream: TcpStream) -> Result<ServerStream, AcceptError> {
+        let mut first = [0];
+        match stream.peek(&mut first).await.map_err(AcceptError::Handshake)? {
+            0 => return Err(AcceptError::Handshake(io::ErrorKind::UnexpectedEof.into())),
+            _ if first[0] != HANDSHAKE_RECORD => return Err(AcceptError::PlainText(stream)),
+            _ => {}
+        }
+        let made = self.made.get();
+        if made.client_authority_end < validity::now() {
+            return Err(AcceptError::AuthorityEnded);
+        }
+        TlsAcceptor::from(Arc::clone(&made.config)).accept(stream).await.map_err(AcceptError::Handshake)
+    }
+}
+
+fn build(files: &ServerFiles, protocol: &'static [u8], contents: &[Vec<u8>]) -> Result<Made, Error> {
+    let ServerFiles { identity, client_authority } = files;
+    let [certificate, key, authority @ ..] = contents else {
+        return Err(Error::NoCertificate { path: identity.certificate.clone() });
+    };
+    let failed =
+        |source| Error::Identity { path: identity.certificate.clone(), key: identity.key.clone(), source };
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(failed)?;
+    let mut client_authority_end = u64::MAX;
+    let builder = match (client_authority, authority) {
+        (Some(path), [content]) => {
+            let (store, end) = pem::authorities(path, content)?;
+            client_authority_end = end;
+            let verifier =
+                WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider())
+                    .build()
+                    .map_err(|error| Error::Authority { path: path.clone(), reason: error.to_string() })?;
+            builder.with_client_cert_verifier(verifier)
+        }
+        _ => builder.with_no_client_auth(),
+    };
+    let certificates = pem::certificates(&identity.certificate, certificate)?;
+    let certificate_end = certificates.first().and_then(|first| validity::end(first)).unwrap_or(u64::MAX);
+    let mut config = builder.with_single_cert(certificates, pem::key(&identity.key, key)?).map_err(failed)?;
+    config.alpn_protocols = vec![protocol.to_vec()];
+    config.ticketer = rustls::crypto::ring::Ticketer::new().map_err(failed)?;
+    Ok(Made { config: Arc::new(config), certificate_end, client_authority_end })
+}
