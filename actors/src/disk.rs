@@ -1,16 +1,29 @@
 //! The node's own disk state: RocksDB with a column family for each kind of state. The only file that knows RocksDB.
 //!
 //! Holds the write-ahead log of batches, the tag dictionary, facts of agents and small counters. Leaves out what they mean.
+//!
+//! RocksDB takes no write any more once the disk was full, even when there is space again: then it is closed and opened anew.
 
-use std::{path::Path, sync::Arc};
-
-use rocksdb::{
-    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, Direction, IteratorMode,
-    Options, WriteBatch, WriteOptions,
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, TryLockError},
+    time::{Duration, Instant},
 };
 
-/// Block cache of the whole database: state on the row path is in memory already, so this serves starts and lookups only.
-const BLOCK_CACHE_BYTES: usize = 32 << 20;
+use rocksdb::{
+    BlockBasedOptions, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, Direction, ErrorKind,
+    IteratorMode, Options, WriteBatch, WriteOptions,
+};
+
+/// Memory of the database where nobody says otherwise: a second of the fastest ingest that was measured fits the log's buffers.
+pub const MEMORY_BYTES_DEFAULT: usize = 64 << 20;
+
+/// Pause between two tries to open the database anew.
+const REOPEN_AFTER: Duration = Duration::from_secs(1);
+
+/// Memtables of a family: one is filled while the other goes to disk.
+const BUFFERS: i32 = 2;
 
 /// A kind of state. Names on disk: never renamed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,35 +99,46 @@ pub enum Durability {
 /// The open database; clones share it. Calls block: use `spawn_blocking` for syncs and scans.
 #[derive(Clone)]
 pub struct Disk {
-    db: Arc<DB>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    path: PathBuf,
+    memory_bytes: usize,
+    /// An error when it could not be opened anew.
+    db: RwLock<Result<DB, rocksdb::Error>>,
+    /// When it was last tried to open it anew.
+    reopened: Mutex<Option<Instant>>,
 }
 
 impl Disk {
     /// Opens or creates the database. A second process on the same folder is refused by RocksDB's lock.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let cache = Cache::new_lru_cache(BLOCK_CACHE_BYTES);
-        let families = Family::ALL
-            .map(|family| ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache)));
-        let mut options = Options::default();
-        options.create_if_missing(true);
-        options.create_missing_column_families(true);
-        options.set_max_background_jobs(2);
-        options.set_keep_log_file_num(2);
-        options.set_max_total_wal_size(256 << 20);
-        let db = DB::open_cf_descriptors(&options, path, families).map_err(|source| Error {
+        Self::open_within(path, MEMORY_BYTES_DEFAULT)
+    }
+
+    /// The same within so much memory: half of it for buffers of the log, a quarter for those of all else, a quarter for blocks that are
+    /// read. A family that has filled its buffers waits for the disk.
+    pub fn open_within(path: &Path, memory_bytes: usize) -> Result<Self, Error> {
+        let db = open(path, memory_bytes).map_err(|source| Error {
             action: "open the database",
             family: "all families",
             source,
         })?;
-        Ok(Self { db: Arc::new(db) })
+        let shared = Shared {
+            path: path.to_owned(),
+            memory_bytes,
+            db: RwLock::new(Ok(db)),
+            reopened: Mutex::new(None),
+        };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     pub fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        self.db.get_cf(&self.handle(family), key).map_err(|source| Error {
-            action: "read a key",
-            family: family.name(),
-            source,
-        })
+        let failed = |source| Error { action: "read a key", family: family.name(), source };
+        let db = self.db();
+        let db = db.as_ref().map_err(|error| failed(error.clone()))?;
+        db.get_cf(&handle(db, family), key).map_err(failed)
     }
 
     pub fn write(&self, changes: Changes, durability: Durability) -> Result<(), Error> {
@@ -124,16 +148,16 @@ impl Disk {
     /// The same, for who may have to try again.
     pub fn apply(&self, changes: &Changes, durability: Durability) -> Result<(), Error> {
         let family = changes.changes.first().map_or("no family", |change| change.0.name());
-        let mut batch = WriteBatch::default();
-        for (family, key, value) in &changes.changes {
-            match value {
-                Some(value) => batch.put_cf(&self.handle(*family), key, value),
-                None => batch.delete_cf(&self.handle(*family), key),
+        let written = match &*self.db() {
+            Ok(db) => write(db, changes, durability),
+            Err(error) => Err(error.clone()),
+        };
+        written.map_err(|source| {
+            if source.kind() == ErrorKind::IOError {
+                self.open_anew(&source);
             }
-        }
-        let mut options = WriteOptions::default();
-        options.set_sync(durability == Durability::Synced);
-        self.db.write_opt(batch, &options).map_err(|source| Error { action: "write", family, source })
+            Error { action: "write", family, source }
+        })
     }
 
     /// Calls `visit` for each key from `start` on, in order, until it answers false.
@@ -143,10 +167,12 @@ impl Disk {
         start: &[u8],
         mut visit: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), Error> {
+        let failed = |source| Error { action: "scan", family: family.name(), source };
         let mode = IteratorMode::From(start, Direction::Forward);
-        for entry in self.db.iterator_cf(&self.handle(family), mode) {
-            let (key, value) =
-                entry.map_err(|source| Error { action: "scan", family: family.name(), source })?;
+        let db = self.db();
+        let db = db.as_ref().map_err(|error| failed(error.clone()))?;
+        for entry in db.iterator_cf(&handle(db, family), mode) {
+            let (key, value) = entry.map_err(failed)?;
             if !visit(&key, &value) {
                 break;
             }
@@ -154,24 +180,96 @@ impl Disk {
         Ok(())
     }
 
-    fn handle(&self, family: Family) -> Arc<rocksdb::BoundColumnFamily<'_>> {
-        self.db.cf_handle(family.name()).expect("every family is created at open")
+    fn db(&self) -> RwLockReadGuard<'_, Result<DB, rocksdb::Error>> {
+        self.shared.db.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Closes and opens the database, when the disk takes bytes again. Until then the old one answers reads.
+    fn open_anew(&self, because: &rocksdb::Error) {
+        let Shared { path, memory_bytes, db, reopened } = &*self.shared;
+        let mut reopened = match reopened.try_lock() {
+            Ok(reopened) => reopened,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            // Somebody else is at it.
+            Err(TryLockError::WouldBlock) => return,
+        };
+        if reopened.is_some_and(|last| last.elapsed() < REOPEN_AFTER) {
+            return;
+        }
+        *reopened = Some(Instant::now());
+        if let Err(error) = has_space(path, *memory_bytes) {
+            tracing::debug!(%error, "the disk of the node's database takes nothing yet");
+            return;
+        }
+        let mut db = db.write().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(old) = &*db {
+            old.cancel_all_background_work(true);
+        }
+        // The lock on the folder is the old one's until it is dropped.
+        *db = Err(because.clone());
+        *db = open(path, *memory_bytes);
+        match &*db {
+            Ok(_) => tracing::info!("the node's database was opened anew after a failed write"),
+            Err(error) => tracing::error!(%error, "the node's database cannot be opened anew"),
+        }
     }
 }
 
-fn family_options(family: Family, cache: &Cache) -> Options {
+fn open(path: &Path, memory_bytes: usize) -> Result<DB, rocksdb::Error> {
+    // Indices and filters lie in the cache too, or they would come on top of it. State on the row path is in memory already, so the
+    // cache serves starts and lookups only.
+    let cache = Cache::new_lru_cache(memory_bytes / 4);
+    let families = Family::ALL.map(|family| {
+        ColumnFamilyDescriptor::new(family.name(), family_options(family, &cache, memory_bytes))
+    });
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.create_missing_column_families(true);
+    options.set_max_background_jobs(2);
+    options.set_keep_log_file_num(2);
+    options.set_max_total_wal_size(256 << 20);
+    DB::open_cf_descriptors(&options, path, families)
+}
+
+fn write(db: &DB, changes: &Changes, durability: Durability) -> Result<(), rocksdb::Error> {
+    let mut batch = WriteBatch::default();
+    for (family, key, value) in &changes.changes {
+        match value {
+            Some(value) => batch.put_cf(&handle(db, *family), key, value),
+            None => batch.delete_cf(&handle(db, *family), key),
+        }
+    }
+    let mut options = WriteOptions::default();
+    options.set_sync(durability == Durability::Synced);
+    db.write_opt(batch, &options)
+}
+
+fn handle(db: &DB, family: Family) -> Arc<rocksdb::BoundColumnFamily<'_>> {
+    db.cf_handle(family.name()).expect("every family is created at open")
+}
+
+/// Tries the disk with as many bytes as an opening writes: the buffers of the log.
+fn has_space(path: &Path, memory_bytes: usize) -> io::Result<()> {
+    let probe = path.join("probe");
+    let written = fs::write(&probe, vec![0; memory_bytes / 2]);
+    fs::remove_file(&probe)?;
+    written
+}
+
+fn family_options(family: Family, cache: &Cache, memory_bytes: usize) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
+    table.set_cache_index_and_filter_blocks(true);
     let mut options = Options::default();
     options.set_block_based_table_factory(&table);
+    options.set_max_write_buffer_number(BUFFERS);
     if family == Family::Wal {
         // Payloads are zstd already and live for seconds: mostly they die in the memtable.
         options.set_compression_type(DBCompressionType::None);
-        options.set_write_buffer_size(64 << 20);
-        options.set_max_write_buffer_number(3);
+        options.set_write_buffer_size(memory_bytes / 2 / BUFFERS as usize);
     } else {
         options.set_compression_type(DBCompressionType::Lz4);
-        options.set_write_buffer_size(8 << 20);
+        options.set_write_buffer_size(memory_bytes / 4 / (Family::ALL.len() - 1) / BUFFERS as usize);
     }
     options
 }

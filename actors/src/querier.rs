@@ -20,6 +20,9 @@ pub use answer::{Answer, Column};
 /// Bytes of one result. It is held once as text on its way to the client.
 const RESULT_BYTES_MAX: usize = 64 << 20;
 
+/// Of a result that the engine holds in memory until the query's end; what is beyond goes to a file of the engine's.
+const RESULT_BUFFER_BYTES: usize = 1 << 20;
+
 /// What the engine is given beyond a query's own time to stop by itself before the call is given up.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -103,6 +106,17 @@ impl<S: Source> Querier<S> {
         Self { source, config, admitted, running }
     }
 
+    /// Queries that run now.
+    pub fn running(&self) -> usize {
+        self.config.running_max.saturating_sub(self.running.available_permits())
+    }
+
+    /// Queries that wait for one to end.
+    pub fn waiting(&self) -> usize {
+        let admitted = self.config.running_max.saturating_add(self.config.waiting_max);
+        admitted.saturating_sub(self.admitted.available_permits()).saturating_sub(self.running())
+    }
+
     /// Answers one statement. `now_seconds` is what `now()` means in it.
     pub async fn answer(&self, sql: &str, database: Option<&str>, now_seconds: u32) -> Result<Answer, Error> {
         match metaflow_query::compile(sql, &Request { database, now_seconds })? {
@@ -148,6 +162,8 @@ impl<S: Source> Querier<S> {
             ("max_result_bytes", RESULT_BYTES_MAX.to_string()),
             // An error in the middle of a result must not look like a short result.
             ("wait_end_of_query", "1".to_owned()),
+            // Without it the engine keeps every result in a file until its end, which a full disk would not take.
+            ("buffer_size", RESULT_BUFFER_BYTES.to_string()),
             ("cancel_http_readonly_queries_on_client_close", "1".to_owned()),
             ("output_format_json_quote_64bit_integers", "0".to_owned()),
             ("output_format_json_quote_denormals", "0".to_owned()),
@@ -164,6 +180,8 @@ impl<S: Source> Querier<S> {
                 159 | 160 => Error::TimedOut(self.config.timeout),
                 // TOO_MANY_ROWS, TOO_MANY_BYTES, MEMORY_LIMIT_EXCEEDED, TOO_MANY_ROWS_OR_BYTES.
                 158 | 307 | 241 | 396 => Error::TooLarge(message),
+                // TOO_MANY_SIMULTANEOUS_QUERIES: of a server that others ask too.
+                202 => Error::Unavailable(message),
                 _ => Error::Store(message),
             },
         }

@@ -26,8 +26,9 @@ use crate::{
 };
 pub(crate) use committed::Committed;
 
-/// Bytes of one synced write: enough that the sync is a small part of it.
-const GROUP_BYTES_MAX: usize = 16 << 20;
+/// Bytes of one synced write: enough that the sync is a small part of it. A write lies in memory twice more while it is made, and goes into
+/// one buffer of the database whole.
+const GROUP_BYTES_MAX: usize = 4 << 20;
 /// Pause before a write that failed is tried again.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Bytes of a batch's envelope and key, roughly; they count too.
@@ -152,10 +153,15 @@ impl Wal {
 
     /// Bytes that may still be added; 0 while the disk refuses writes.
     pub fn room(&self) -> u64 {
-        if self.shared.failing.load(Relaxed) {
+        if self.is_failing() {
             return 0;
         }
         self.shared.bytes_max.saturating_sub(self.shared.metrics.bytes.load(Relaxed))
+    }
+
+    /// True while the disk refuses writes.
+    pub fn is_failing(&self) -> bool {
+        self.shared.failing.load(Relaxed)
     }
 
     /// Waits until every batch in the log is stored or refused.

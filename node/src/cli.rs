@@ -6,7 +6,7 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{config, ctl, engine, node};
+use crate::{allocator, config, ctl, engine, node};
 
 /// Wrong usage, wrong configuration, or the work failed.
 pub(crate) const USAGE: u8 = 1;
@@ -133,6 +133,7 @@ fn fail(error: &anyhow::Error) -> u8 {
 }
 
 fn run_node(arguments: NodeArguments) -> u8 {
+    allocator::use_one_arena();
     let config = match config::load(arguments.config.as_deref(), arguments.data_dir) {
         Ok(config) => config,
         Err(error) => return fail(&error),

@@ -3,6 +3,7 @@
 //! `deploy/node.toml` shows every setting with its default. An unknown or unsafe value is refused by name before anything starts.
 
 mod cluster;
+mod memory;
 mod size;
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
 pub use cluster::Cluster;
+pub use memory::Memory;
 pub use size::Size;
 
 const MIB: u64 = 1 << 20;
@@ -100,14 +102,6 @@ pub struct Query {
     pub timeout: Duration,
     /// Memory that the store may use for one query.
     pub memory: Size,
-}
-
-/// Row data in the process.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Memory {
-    /// Row data that may be in memory, from socket to store. Default: a quarter of the machine's memory, at most 1 GiB.
-    pub budget: Option<Size>,
 }
 
 /// The write-ahead log.
@@ -237,23 +231,6 @@ impl Default for Wal {
     }
 }
 
-impl Memory {
-    /// Bytes of the budget on this machine.
-    pub(crate) fn budget_bytes(&self) -> usize {
-        let bytes = self.budget.map_or_else(default_budget, |size| size.0);
-        usize::try_from(bytes).unwrap_or(usize::MAX)
-    }
-}
-
-fn default_budget() -> u64 {
-    let info = rustix::system::sysinfo();
-    let memory = (info.totalram as u64).saturating_mul(u64::from(info.mem_unit));
-    (memory / 4).clamp(BUDGET_MIN, GIB)
-}
-
-/// Two of the largest batches decompressed: with less, one agent could stop all others.
-const BUDGET_MIN: u64 = 64 * MIB;
-
 /// Reads the configuration file, if any, and checks all values.
 pub fn load(file: Option<&Path>, data_dir: Option<PathBuf>) -> anyhow::Result<Config> {
     let mut config = match file {
@@ -291,9 +268,7 @@ fn check(config: &Config) -> anyhow::Result<()> {
     let seconds = query.timeout.as_secs();
     ensure!((1..=3600).contains(&seconds), "query.timeout must be 1s to 1h");
     ensure!(query.memory.0 >= 16 * MIB, "query.memory is below 16MiB: no query would run");
-    if let Some(budget) = memory.budget {
-        ensure!(budget.0 >= BUDGET_MIN, "memory.budget is below 64MiB: one full batch could not be taken");
-    }
+    memory.check()?;
     ensure!(wal.size_max.0 >= 64 * MIB, "wal.size_max is below 64MiB");
     check_store(store)
 }

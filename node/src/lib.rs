@@ -3,6 +3,7 @@
 //! It joins the actors of `metaflow-actors` to the outside: agents over gRPC, people and dashboards over HTTP. It decides nothing
 //! about data. Reading order: `cli` picks a verb; `node` starts and stops the whole; `grpc` and `http` serve; `ctl` asks.
 
+mod allocator;
 pub mod cli;
 mod clock;
 pub mod config;

@@ -47,6 +47,8 @@ struct Shared {
 pub(crate) struct Running {
     pub(crate) querier: Querier<Store>,
     pub(crate) store: Store,
+    /// What the whole process may use.
+    pub(crate) memory_bytes: usize,
     pub(crate) budget: Budget,
     pub(crate) controller: Controller,
     pub(crate) dictionary: Dictionary,
@@ -166,6 +168,12 @@ impl Parts {
             Some(running) => {
                 if !running.store.ping().await {
                     problems.push("the store does not answer".to_owned());
+                }
+                if running.ingester.wal().is_failing() {
+                    problems.push(
+                        "the write-ahead log cannot be written: no row is taken (is the disk full?)"
+                            .to_owned(),
+                    );
                 }
             }
         }

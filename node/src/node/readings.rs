@@ -19,6 +19,17 @@ impl Running {
         ));
         let capacity = self.budget.capacity() as f64;
         out.push(Reading::gauge("memory_budget_bytes", "Row data allowed in memory", capacity));
+        out.push(Reading::gauge(
+            "process_memory_budget_bytes",
+            "Memory that the process may use, rows included and the engine not",
+            self.memory_bytes as f64,
+        ));
+        if let Some(resident) = resident_bytes() {
+            out.push(Reading::gauge("process_memory_bytes", "Memory that the process uses", resident as f64));
+        }
+        out.push(Reading::gauge("queries_running", "Queries that run", self.querier.running() as f64));
+        let waiting = self.querier.waiting() as f64;
+        out.push(Reading::gauge("queries_waiting", "Queries that wait for one to end", waiting));
         out.push(Reading::gauge("ingest_streams", "Streams of agents", self.streams.open() as f64));
         out.push(Reading::gauge(
             "ingest_credit_bytes",
@@ -134,6 +145,13 @@ impl Running {
         let pending = self.dictionary.pending() as f64;
         out.push(Reading::gauge("dictionary_pending", "Names that the store does not have yet", pending));
     }
+}
+
+/// Resident memory of this process; none where /proc is not to be read.
+fn resident_bytes() -> Option<u64> {
+    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
+    let pages: u64 = statm.split_ascii_whitespace().nth(1)?.parse().ok()?;
+    pages.checked_mul(rustix::param::page_size() as u64)
 }
 
 fn get(counter: &AtomicU64) -> u64 {

@@ -7,7 +7,7 @@ use metaflow_actors::{
     disk::Disk,
     memory::Budget,
     querier::{self, Querier},
-    store::{Servers, Store, embedded},
+    store::{self, Servers, Store, embedded},
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
@@ -22,6 +22,9 @@ use crate::{
 const STREAMS_END_WITHIN: Duration = Duration::from_secs(2);
 /// Time for the actors to end once there is nothing left to store, or once it was given up.
 const ACTORS_END_WITHIN: Duration = Duration::from_secs(5);
+
+/// Pause before a server that did not answer is asked again.
+const STORE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// A node that runs.
 pub(super) struct Started {
@@ -41,13 +44,14 @@ pub(super) async fn start(
 ) -> anyhow::Result<Started> {
     parts.stage("opening the node's database");
     let database = folder.database();
-    let disk = tokio::task::spawn_blocking(move || Disk::open(&database)).await??;
+    let memory = config.memory.split();
+    let disk = tokio::task::spawn_blocking(move || Disk::open_within(&database, memory.database)).await??;
     parts.stage("starting the store");
     let (engine, store) = open_store(config, folder).await?;
     parts.stage("making the store's tables");
-    store.migrate().await.context("failed to make the store's tables")?;
+    make_tables(config, parts, &store).await?;
     parts.stage("opening dictionary and write-ahead log");
-    let budget = Budget::new(config.memory.budget_bytes());
+    let budget = Budget::new(memory.rows);
     let pipeline = Pipeline::start(config, disk, store.clone(), budget.clone()).await?;
     let stop = Stop::default();
     let agents = grpc::Agents {
@@ -63,6 +67,7 @@ pub(super) async fn start(
     parts.running(Running {
         querier,
         store,
+        memory_bytes: memory.total,
         budget,
         controller: pipeline.controller.clone(),
         dictionary: pipeline.dictionary.clone(),
@@ -114,6 +119,22 @@ async fn open_store(config: &Config, folder: &Folder) -> anyhow::Result<(Option<
             // Across a network LZ4 is cheaper than the bytes.
             let servers = Servers { urls: urls.clone(), user: user.clone(), password, compress: true };
             Ok((None, Store::servers(servers, config.node_id.into())))
+        }
+    }
+}
+
+/// A server may be down or unreachable for a while: that is no reason to end, and whoever asks for the node's health is told.
+async fn make_tables(config: &Config, parts: &Parts, store: &Store) -> anyhow::Result<()> {
+    let may_come_later = matches!(config.store, config::Store::Server { .. });
+    loop {
+        match store.migrate().await {
+            Ok(_) => return Ok(()),
+            Err(error @ (store::Error::Unknown(_) | store::Error::Transient { .. })) if may_come_later => {
+                parts.stage("making the store's tables: the store does not answer or refuses, see the log");
+                tracing::warn!(%error, "the store's tables cannot be made, trying again");
+                tokio::time::sleep(STORE_AGAIN_AFTER).await;
+            }
+            Err(error) => return Err(error).context("failed to make the store's tables"),
         }
     }
 }
