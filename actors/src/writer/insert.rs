@@ -1,7 +1,8 @@
 //! One block into the store: tries until it is stored or refused for good.
 //!
-//! A token makes a repeated insert harmless while the store runs. A crash of the store can keep a token and lose its rows, so after an
-//! unknown outcome the rows themselves are looked up, and a token is used for one run of the store only.
+//! A token makes a repeated insert harmless while the store runs. But the store notes a token before it stores the rows: a crash or a
+//! full disk can keep the token and lose them. So a token is used for one run of the store only, and when a try with it has failed, the
+//! success of a later one is believed only after the rows themselves were looked up.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -30,6 +31,8 @@ pub(super) struct Inserter {
 struct Work {
     block: Arc<Block>,
     token: String,
+    /// A try with this token failed: the store may take the next for a repetition and store nothing.
+    token_used: bool,
     /// The try whose outcome is unknown.
     unknown: Option<String>,
     refusals: u32,
@@ -53,7 +56,13 @@ impl Inserter {
     }
 
     fn work(&self, block: Block) -> Work {
-        Work { block: Arc::new(block), token: self.store.query_id(), unknown: None, refusals: 0 }
+        let token = self.store.query_id();
+        Work { block: Arc::new(block), token, token_used: false, unknown: None, refusals: 0 }
+    }
+
+    fn renew_token(&self, work: &mut Work) {
+        work.token = self.store.query_id();
+        work.token_used = false;
     }
 
     /// Brings one block to its end, or splits it in two.
@@ -74,6 +83,11 @@ impl Inserter {
             }
             let query_id = self.store.query_id();
             match self.insert(&work, &query_id).await {
+                Ok(_) if work.token_used => {
+                    self.renew_token(&mut work);
+                    work.unknown = Some(query_id);
+                    continue;
+                }
                 Ok(bytes) => {
                     self.metrics.stored(self.index, work.block.rows.len(), bytes);
                     settled.extend(work.block.pieces.iter().map(|piece| (piece.id, Ok(()))));
@@ -82,6 +96,7 @@ impl Inserter {
                 Err(Error::Refused { message, .. }) => {
                     self.metrics.failed(self.index, metrics_reason::REFUSED);
                     work.refusals += 1;
+                    work.token_used = true;
                     if work.refusals < REFUSALS_MAX {
                         continue;
                     }
@@ -90,9 +105,13 @@ impl Inserter {
                 }
                 Err(error @ Error::Unknown(_)) => {
                     self.trouble(&error, "an insert got no answer");
+                    work.token_used = true;
                     work.unknown = Some(query_id);
                 }
-                Err(error) => self.trouble(&error, "an insert failed"),
+                Err(error) => {
+                    self.trouble(&error, "an insert failed");
+                    work.token_used = true;
+                }
             }
             pause.wait().await;
         }
@@ -125,7 +144,7 @@ impl Inserter {
         work.unknown = None;
         if !stored.is_empty() {
             // Other rows than before, so another token.
-            work.token = self.store.query_id();
+            self.renew_token(&mut work);
         }
         settled.extend(
             work.block
@@ -134,9 +153,9 @@ impl Inserter {
                 .filter(|piece| stored.contains(&piece.id))
                 .map(|piece| (piece.id, Ok(()))),
         );
-        let Work { block, token, unknown, refusals } = work;
+        let Work { block, token, token_used, unknown, refusals } = work;
         let left = Arc::unwrap_or_clone(block).without(&stored);
-        Ok(left.map(|block| Work { block: Arc::new(block), token, unknown, refusals }))
+        Ok(left.map(|block| Work { block: Arc::new(block), token, token_used, unknown, refusals }))
     }
 
     /// Answers with the size of the body.

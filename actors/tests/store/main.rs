@@ -9,3 +9,4 @@ mod insert;
 mod kit;
 mod path;
 mod proxy;
+mod refusals;
