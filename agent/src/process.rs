@@ -160,14 +160,25 @@ impl Process {
     async fn drain(&self, patience: Duration, is_patient: bool, give_up: &CancellationToken) -> bool {
         let mut look = tokio::time::interval(Duration::from_millis(10));
         let mut last = (0, Instant::now());
+        let mut flushed = Instant::now();
         while !give_up.is_cancelled() {
             look.tick().await;
-            let spool = self.spool.lock();
-            if spool.is_empty() {
-                return true;
+            let stats = {
+                let spool = self.spool.lock();
+                if spool.is_empty() {
+                    return true;
+                }
+                spool.stats()
+            };
+            let committed = stats.committed_batches;
+            if stats.waiting_batches > 0 && flushed.elapsed() >= self.config.spool.flush_interval {
+                // The disk was full at the end of the capture; nobody else writes what waits any more.
+                flushed = Instant::now();
+                let spool = self.spool.clone();
+                if let Ok(Err(error)) = tokio::task::spawn_blocking(move || spool.flush()).await {
+                    tracing::debug!(%error, "the spool cannot be written yet");
+                }
             }
-            let committed = spool.stats().committed_batches;
-            drop(spool);
             let may_connect = self.state.connected.load(Ordering::Relaxed) || is_patient;
             if committed > last.0 {
                 last = (committed, Instant::now());
