@@ -3,7 +3,12 @@
 //! The schedule of every test comes from a printed seed (`METAFLOW_SEED` sets it), so that a failure can be run again. Leaves out how
 //! processes start and talk, which is `metaflow-cluster-tests`.
 
-use std::collections::BTreeMap;
+pub mod disk;
+
+use std::{
+    collections::BTreeMap,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::{Result, ensure};
 use metaflow_cluster_tests::{
@@ -33,6 +38,12 @@ impl Schedule {
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         range.start + (mixed ^ (mixed >> 31)) % (range.end - range.start)
     }
+}
+
+/// The time that rows carry: they must be younger than their table's TTL.
+#[expect(clippy::disallowed_methods, reason = "a test has no clock of a process")]
+pub fn now_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_secs()
 }
 
 /// Rows of each batch that the store holds for an agent, from a table's own ledger columns.

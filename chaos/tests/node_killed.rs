@@ -1,18 +1,13 @@
 //! kill -9 of the node, again and again, under load: what was acknowledged is stored, once.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use metaflow_chaos::{Schedule, check_ledger, stored_batches};
+use metaflow_chaos::{Schedule, check_ledger, now_seconds, stored_batches};
 use metaflow_cluster_tests::{ledger::LedgerAgent, process::Node};
 
 const KILLS: u32 = 20;
 const ROWS_A_BATCH: u32 = 200;
-
-#[expect(clippy::disallowed_methods, reason = "rows must be younger than the table's TTL")]
-fn now_seconds() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_secs()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_survives_twenty_kills_of_the_node_exactly_once() -> Result<()> {

@@ -61,6 +61,11 @@ impl LedgerAgent {
         self.next == self.last && self.open.is_empty()
     }
 
+    /// Begins no batch beyond so many, or beyond those that it has begun.
+    pub fn send_no_more_than(&mut self, batches: u32) {
+        self.last = self.next.max(batches.min(self.last));
+    }
+
     /// Sends until everything is committed, over as many streams as it takes; `server` is asked anew for each.
     pub async fn run(&mut self, server: impl Fn() -> String, deadline: Duration) -> Result<()> {
         let sending = async {

@@ -5,6 +5,7 @@
 
 pub mod ledger;
 pub mod process;
+pub mod server;
 
 use std::{path::PathBuf, time::Duration};
 

@@ -48,6 +48,13 @@ impl Node {
 
     /// The same with more lines of configuration.
     pub async fn start_with(folder: &Path, configuration: &str) -> Result<Self> {
+        let mut node = Self::configure(folder, configuration)?;
+        node.restart().await?;
+        Ok(node)
+    }
+
+    /// A node that is not started yet.
+    pub fn configure(folder: &Path, configuration: &str) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let (http_port, grpc_port) = (free_port(), free_port());
         let text = format!(
@@ -56,9 +63,7 @@ impl Node {
         );
         std::fs::write(folder.join("node.toml"), text)?;
         let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).no_proxy().build()?;
-        let mut node = Self { folder: folder.to_owned(), http_port, grpc_port, child: None, http };
-        node.restart().await?;
-        Ok(node)
+        Ok(Self { folder: folder.to_owned(), http_port, grpc_port, child: None, http })
     }
 
     /// Starts the process (again) on the same folder and ports, and waits until it is ready.
@@ -83,7 +88,8 @@ impl Node {
         Ok(())
     }
 
-    async fn ready(&mut self) -> Result<()> {
+    /// Waits until a spawned node is ready.
+    pub async fn ready(&mut self) -> Result<()> {
         let url = format!("http://127.0.0.1:{}/health/ready", self.http_port);
         let (http, log, child) = (self.http.clone(), self.log(), &mut self.child);
         wait_for("the node to be ready", START_DEADLINE, async || {
@@ -145,11 +151,11 @@ impl Node {
         self.child.as_ref().and_then(Child::id).and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
     }
 
-    /// Resident memory of the node's own process, in bytes.
-    pub fn resident_bytes(&self) -> Result<u64> {
+    /// The most memory that the node's own process ever had resident, in bytes.
+    pub fn peak_bytes(&self) -> Result<u64> {
         let pid = self.pid().context("the node does not run")?.as_raw_nonzero();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("no VmHWM")?;
         let kib: u64 = line.split_whitespace().nth(1).context("no figure")?.parse()?;
         Ok(kib * 1024)
     }
@@ -168,13 +174,17 @@ impl Node {
         format!("http://127.0.0.1:{}", self.http_port)
     }
 
-    /// Rows of an SQL answer.
-    pub async fn sql(&self, database: &str, sql: &str) -> Result<Vec<Vec<Value>>> {
+    /// Status and body of an SQL answer.
+    pub async fn ask(&self, database: &str, sql: &str) -> Result<(u16, Value)> {
         let url = format!("{}/v1/query/", self.http_url());
         let answer = self.http.post(url).form(&[("db", database), ("sql", sql)]).send().await?;
-        let status = answer.status();
-        let body: Value = answer.json().await?;
-        ensure!(status.is_success(), "{sql}: {status}: {body}");
+        Ok((answer.status().as_u16(), answer.json().await?))
+    }
+
+    /// Rows of an SQL answer.
+    pub async fn sql(&self, database: &str, sql: &str) -> Result<Vec<Vec<Value>>> {
+        let (status, body) = self.ask(database, sql).await?;
+        ensure!(status == 200, "{sql}: {status}: {body}");
         let values = body["result"]["values"].as_array().with_context(|| format!("no values in {body}"))?;
         Ok(values.iter().map(|row| row.as_array().cloned().unwrap_or_default()).collect())
     }
@@ -188,6 +198,19 @@ impl Node {
     /// Text of `/metrics`.
     pub async fn metrics(&self) -> Result<String> {
         Ok(self.http.get(format!("{}/metrics", self.http_url())).send().await?.text().await?)
+    }
+
+    /// One figure of `/metrics`, named with its labels; 0 where it is not there yet.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
+        let text = self.metrics().await?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        Ok(value.unwrap_or(0.0))
+    }
+
+    /// Status and text of `/health/ready`.
+    pub async fn health(&self) -> Result<(u16, String)> {
+        let answer = self.http.get(format!("{}/health/ready", self.http_url())).send().await?;
+        Ok((answer.status().as_u16(), answer.text().await?))
     }
 
     pub fn log(&self) -> PathBuf {

@@ -22,12 +22,13 @@ const LONG: &str = "a resource that is longer than the column";
 async fn requests(budget: &Budget, seq: u64, rows: u64, resource: &str) -> Labelled {
     let mut block = L7FlowLog::default();
     for _ in 0..rows {
-        let mut row = L7FlowLogRow::default();
-        row.time = i64::from(NEW_YEAR) * 1_000_000;
-        row.agent_id = 7;
-        row.batch_seq = seq;
-        row.request_resource = resource.to_owned();
-        block.push(&row);
+        block.push(&L7FlowLogRow {
+            time: i64::from(NEW_YEAR) * 1_000_000,
+            agent_id: 7,
+            batch_seq: seq,
+            request_resource: resource.to_owned(),
+            ..Default::default()
+        });
     }
     let rows = Rows::L7FlowLog(Box::new(block));
     let permit = budget.acquire(rows.bytes()).await;

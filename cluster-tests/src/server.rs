@@ -1,0 +1,129 @@
+//! A ClickHouse server of one's own: the engine as a process that no node supervises, on a port that stays the same.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use tokio::process::{Child, Command};
+
+use crate::{
+    process::{binary, free_port, tail},
+    wait_for,
+};
+
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const USER: &str = "operator";
+const PASSWORD: &str = "pass & <word>";
+
+/// A server in a folder of its own; it ends with the test.
+pub struct StoreServer {
+    folder: PathBuf,
+    http_port: u16,
+    tcp_port: u16,
+    child: Option<Child>,
+}
+
+impl StoreServer {
+    /// A server that is not started yet. Its configuration is an operator's own: MetaFlow knows an address and a user, no more.
+    pub fn configure(folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder.join("data"))?;
+        let folder = folder.canonicalize()?;
+        std::fs::write(folder.join("config.xml"), server_configuration(&folder))?;
+        std::fs::write(folder.join("users.xml"), users())?;
+        std::fs::write(folder.join("password"), format!("{PASSWORD}\n"))?;
+        Ok(Self { folder, http_port: free_port(), tcp_port: free_port(), child: None })
+    }
+
+    /// The lines of a node's configuration that point at this server.
+    pub fn node_configuration(&self) -> String {
+        format!(
+            "[store]\nmode = \"server\"\nurls = [\"http://127.0.0.1:{}\"]\nuser = \"{USER}\"\npassword_file = {:?}\n",
+            self.http_port,
+            self.folder.join("password")
+        )
+    }
+
+    /// Starts it (again) on the same folder and ports, and waits until it answers.
+    pub async fn start(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "the server runs already");
+        let library = library()?;
+        let log = std::fs::File::options().create(true).append(true).open(self.folder.join("server.log"))?;
+        let child = Command::new(binary("metaflow"))
+            .arg("store-engine")
+            .arg("--library")
+            .arg(library)
+            .arg("--data")
+            .arg(&self.folder)
+            .args(["--http-port", &self.http_port.to_string(), "--tcp-port", &self.tcp_port.to_string()])
+            // It ends when this closes.
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()?;
+        self.child = Some(child);
+        let url = format!("http://127.0.0.1:{}/ping", self.http_port);
+        wait_for("the server to answer", START_DEADLINE, async || {
+            let answer = reqwest::get(&url).await?;
+            ensure!(answer.status().is_success(), "{}", answer.status());
+            anyhow::Ok(())
+        })
+        .await
+        .with_context(|| format!("the server's log ends with:\n{}", tail(&self.folder.join("server.log"))))
+    }
+
+    /// kill -9, and reaps it.
+    pub async fn kill(&mut self) -> Result<()> {
+        let mut child = self.child.take().context("the server does not run")?;
+        child.kill().await.context("failed to kill the server")
+    }
+}
+
+/// Where `./dev` puts the engine, or what the environment says.
+fn library() -> Result<PathBuf> {
+    let cache = || {
+        let home = std::env::var_os("HOME")?;
+        let versions = std::fs::read_dir(PathBuf::from(home).join(".cache/metaflow/engine")).ok()?;
+        versions.flatten().map(|version| version.path().join("libchdb.so")).find(|path| path.is_file())
+    };
+    let named = std::env::var_os("METAFLOW_ENGINE").map(PathBuf::from);
+    named.or_else(cache).context("no engine: run ./dev engine, or set METAFLOW_ENGINE to libchdb.so")
+}
+
+fn server_configuration(folder: &Path) -> String {
+    let folder = folder.display();
+    format!(
+        "<clickhouse>
+<users_config>{folder}/users.xml</users_config>
+<logger><level>warning</level><log>{folder}/engine.log</log><size>10M</size><count>1</count></logger>
+<max_server_memory_usage>1073741824</max_server_memory_usage>
+<mark_cache_size>67108864</mark_cache_size>
+<background_pool_size>2</background_pool_size>
+<background_schedule_pool_size>4</background_schedule_pool_size>
+<merge_tree>
+<number_of_free_entries_in_pool_to_lower_max_size_of_merge>1</number_of_free_entries_in_pool_to_lower_max_size_of_merge>
+<number_of_free_entries_in_pool_to_execute_mutation>1</number_of_free_entries_in_pool_to_execute_mutation>
+<number_of_free_entries_in_pool_to_execute_optimize_entire_partition>1</number_of_free_entries_in_pool_to_execute_optimize_entire_partition>
+</merge_tree>
+</clickhouse>
+"
+    )
+}
+
+fn users() -> String {
+    let password = PASSWORD.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    format!(
+        "<clickhouse>
+<profiles><default/></profiles>
+<quotas><default/></quotas>
+<users>
+<default><password></password><networks><ip>127.0.0.1</ip></networks><profile>default</profile><quota>default</quota></default>
+<{USER}><password>{password}</password><networks><ip>127.0.0.1</ip></networks><profile>default</profile><quota>default</quota></{USER}>
+</users>
+</clickhouse>
+"
+    )
+}
