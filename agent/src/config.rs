@@ -3,6 +3,7 @@
 mod size;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::{
     net::ToSocketAddrs as _,
@@ -13,7 +14,10 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 
+use crate::sender::is_local;
+
 pub use size::Size;
+pub use tls::Tls;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +31,9 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// The kill switch: `false` captures nothing, and still sends what is spooled.
     pub enabled: bool,
+    /// `true` sends to nodes beyond this host in plain text where `[tls]` names no authority.
+    pub insecure: bool,
+    pub tls: Tls,
     pub capture: Capture,
     pub session: crate::session::Config,
     pub spool: Spool,
@@ -92,6 +99,8 @@ impl Default for Config {
             machine_id: String::new(),
             data_dir: PathBuf::from("/var/lib/metaflow-agent"),
             enabled: true,
+            insecure: false,
+            tls: Tls::default(),
             capture: Capture::default(),
             session: crate::session::Config::default(),
             spool: Spool::default(),
@@ -149,7 +158,13 @@ impl Config {
     pub fn check(&self) -> anyhow::Result<()> {
         for server in &self.servers {
             ensure!(port_of(server).is_some(), "server {server:?} is not host:port");
+            ensure!(
+                self.insecure || self.tls.authority.is_some() || is_local(server),
+                "server {server:?} is beyond this host and [tls] names no authority: name it (`metaflow ctl cert bootstrap` makes \
+                 certificates), or write insecure = true to send in plain text"
+            );
         }
+        self.tls.check()?;
         ensure!(self.capture.snaplen.0 >= 96, "capture.snaplen is below 96 bytes, which hold the headers");
         ensure!(self.capture.snaplen.0 <= 65_535, "capture.snaplen is above 64 KiB, the longest packet");
         ensure!(self.capture.ring.0 >= 1 << 20, "capture.ring is below 1 MiB");

@@ -76,6 +76,9 @@ struct Start {
 
 impl Process {
     fn start(config: Config, start: Start) -> anyhow::Result<Self> {
+        let mut sender_config = sender::Config::new(config.servers.clone());
+        sender_config.tls = config.tls.client()?;
+        sender_config.insecure = config.insecure;
         let now = clock::now();
         let spool_config = spool::Config::new(config.data_dir.clone(), config.spool.bytes_max.0);
         let (spool, recovery) = Spool::open(spool_config, generation_at(now))?;
@@ -92,7 +95,7 @@ impl Process {
         let metrics = Arc::new(Metrics::default());
         let (remote, remote_changes) = watch::channel(Remote::default());
         let sender = Sender::new(
-            sender::Config::new(config.servers.clone()),
+            sender_config,
             hello(&start.machine_id),
             spool.clone(),
             start.facts,

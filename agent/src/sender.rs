@@ -6,6 +6,7 @@
 //!
 //! Leaves out: what is sent (`spool`, `facts`), and when the process is over (`main`).
 
+mod connect;
 mod link;
 #[cfg(test)]
 pub(crate) mod peer;
@@ -26,12 +27,18 @@ use metaflow_wire::Hello;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use connect::is_local;
+
 use crate::{config::Remote, facts::Snapshot, metrics::Metrics, spool::Spool};
 
 #[derive(Debug, Clone)]
 pub struct Config {
     /// `host:port`, the preferred first.
     pub servers: Vec<String>,
+    /// Kept from connection to connection, so that sessions resume. Without it connections are plain text.
+    pub tls: Option<metaflow_tls::Client>,
+    /// Plain text may leave this host.
+    pub insecure: bool,
     pub heartbeat: Duration,
     /// A node that says nothing for so long is given up.
     pub silence_max: Duration,
@@ -46,6 +53,8 @@ impl Config {
     pub fn new(servers: Vec<String>) -> Self {
         Self {
             servers,
+            tls: None,
+            insecure: false,
             heartbeat: Duration::from_secs(1),
             silence_max: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(2),

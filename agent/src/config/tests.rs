@@ -57,6 +57,10 @@ fn what_makes_no_sense_is_refused_by_name() {
     check("sever = []", "sever");
     check("servers = [\"node\"]", "host:port");
     check("servers = [\"http://node:1\"]", "host:port");
+    check("servers = [\"10.0.0.1:1\"]", "insecure = true");
+    check("servers = [\"node.example:1\"]\ninsecure = false", "insecure = true");
+    check("[tls]\ncertificate = \"/a\"\nauthority = \"/b\"", "tls.key");
+    check("[tls]\ncertificate = \"/a\"\nkey = \"/b\"", "tls.authority");
     check("[spool]\nbytes_max = \"1 MiB\"", "spool.bytes_max");
     check("[capture]\nsnaplen = \"20 B\"", "capture.snaplen");
     check("[capture]\nsnaplen = \"1 lot\"", "size");
@@ -65,8 +69,29 @@ fn what_makes_no_sense_is_refused_by_name() {
 }
 
 #[test]
+fn servers_beyond_this_host_need_an_authority_or_a_word() {
+    for text in [
+        "servers = [\"10.0.0.1:1\"]\ninsecure = true",
+        "servers = [\"node.example:1\"]\n[tls]\nauthority = \"/a\"",
+        "servers = [\"localhost:1\", \"[::1]:1\", \"127.0.0.2:1\"]",
+    ] {
+        Config::parse(text).unwrap();
+    }
+}
+
+#[test]
+fn settings_that_are_off_stand_right_in_the_sample() {
+    let all: String =
+        SAMPLE.lines().map(|line| line.strip_prefix("#= ").unwrap_or(line).to_owned() + "\n").collect();
+    let config = Config::parse(&all).unwrap();
+    assert!(config.tls.authority.is_some() && config.tls.certificate.is_some() && config.tls.key.is_some());
+    // Files that are not there are named.
+    assert!(config.tls.client().unwrap_err().to_string().contains("/etc/metaflow/tls/ca.crt"));
+}
+
+#[test]
 fn ports_of_servers_are_never_captured() {
-    let config = Config::parse("servers = [\"[::1]:7001\", \"node.example:7002\"]").unwrap();
+    let config = Config::parse("insecure = true\nservers = [\"[::1]:7001\", \"node.example:7002\"]").unwrap();
     let ports = config.excluded_ports();
     assert!(ports.contains(&7001) && ports.contains(&7002) && ports.contains(&20416));
 }

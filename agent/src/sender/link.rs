@@ -19,12 +19,9 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Streaming,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Streaming, transport::Channel};
 
-use super::{Sender, Servers, window::Window};
+use super::{Sender, Servers, connect::connect, window::Window};
 use crate::{config::Remote, facts::Snapshot};
 
 /// Control messages that wait for the transport.
@@ -53,15 +50,7 @@ impl Sender {
         welcomed: &AtomicBool,
     ) -> anyhow::Result<()> {
         let limit = self.config.connect_timeout;
-        let channel = Endpoint::from_shared(format!("http://{server}"))
-            .with_context(|| format!("server {server} is not host:port"))?
-            .connect_timeout(limit)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(self.config.silence_max * 5)
-            .keep_alive_timeout(self.config.silence_max)
-            .connect()
-            .await
-            .with_context(|| format!("failed to connect to {server}"))?;
+        let channel = connect(&self.config, server).await?;
         let mut client = Client::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);

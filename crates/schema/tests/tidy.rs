@@ -17,7 +17,16 @@ const IMPORTS: &[(&str, &[&str], bool)] = &[
     ("consistent_hash", &["actors/src/placement/"], true),
     ("sqlparser", &["crates/query/"], false),
     ("rustls", &["crates/tls/"], false),
-    ("rcgen", &["node/", "crates/tls/src/tests.rs"], false),
+    (
+        "rcgen",
+        &[
+            "node/src/ctl/",
+            "crates/tls/src/tests.rs",
+            "crates/tls/src/validity.rs",
+            "agent/src/sender/connect/tests.rs",
+        ],
+        false,
+    ),
     ("aya", &["agent/src/probes", "agent/src/events"], false),
     ("axum", &["node/", "cluster-tests/"], false),
     ("clap", &["node/src/", "actors/examples/", "agent/src/main.rs", "chaos/src/"], false),

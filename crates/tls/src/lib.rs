@@ -14,12 +14,16 @@ mod server;
 mod tests;
 mod validity;
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 pub use client::{Client, ClientFiles, ClientStream, Connector};
 pub use error::{AcceptError, Error};
 pub use reload::Reloading;
-pub use server::{Server, ServerFiles, ServerStream};
+pub use server::{Server, ServerFiles, ServerStream, hang_up};
 
 /// Protocol names (ALPN).
 pub const HTTP_1: &[u8] = b"http/1.1";
@@ -37,6 +41,15 @@ pub fn is_local(host: &str) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost")
         || address.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+}
+
+/// Whether the first certificate of a file is that of a public key.
+pub fn has_key(certificate: &Path, public_key: &[u8]) -> Result<bool, Error> {
+    let content = reload::read_file(certificate)?;
+    let certificates = pem::certificates(certificate, &content)?;
+    Ok(certificates.first().is_some_and(|first| {
+        !public_key.is_empty() && first.windows(public_key.len()).any(|part| part == public_key)
+    }))
 }
 
 /// The cryptography behind it all, named wherever a configuration is made: nothing depends on a default of the process.

@@ -99,7 +99,7 @@ fn read(files: &[PathBuf]) -> Result<Vec<Vec<u8>>, Error> {
     files.iter().map(|path| read_file(path)).collect()
 }
 
-fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
+pub(crate) fn read_file(path: &Path) -> Result<Vec<u8>, Error> {
     let failed = |source| Error::Read { path: path.to_owned(), source };
     let mut content = Vec::new();
     File::open(path).map_err(failed)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut content).map_err(failed)?;

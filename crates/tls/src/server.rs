@@ -6,13 +6,19 @@
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
 use rustls::{ServerConfig, server::WebPkiClientVerifier};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
 use tokio_rustls::TlsAcceptor;
 
 use crate::{AcceptError, Error, Identity, Reloading, pem, provider, validity};
 
 /// From the connection to the end of the handshake: some round trips on a bad line.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// What a refused client may still send, and how long.
+const DRAIN_BYTES_MAX: u64 = 64 << 10;
+const DRAIN_WITHIN: Duration = Duration::from_secs(1);
 /// The first byte of a TLS connection: the record that holds the client's greeting.
 const HANDSHAKE_RECORD: u8 = 0x16;
 
@@ -64,21 +70,49 @@ impl Server {
 
     /// Waits for the client's greeting and makes the connection secret.
     pub async fn accept(&self, stream: TcpStream) -> Result<ServerStream, AcceptError> {
-        tokio::time::timeout(self.within, self.handshake(stream)).await.unwrap_or(Err(AcceptError::TimedOut))
+        match tokio::time::timeout(self.within, self.handshake(stream)).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err((error, stream))) => {
+                if let Some(stream) = stream {
+                    hang_up(stream).await;
+                }
+                Err(error)
+            }
+            Err(_) => Err(AcceptError::TimedOut),
+        }
     }
 
-    async fn handshake(&self, stream: TcpStream) -> Result<ServerStream, AcceptError> {
+    /// Where the client was told why it is not let in, its connection comes with the error.
+    async fn handshake(&self, stream: TcpStream) -> Result<ServerStream, (AcceptError, Option<TcpStream>)> {
         let mut first = [0];
-        match stream.peek(&mut first).await.map_err(AcceptError::Handshake)? {
-            0 => return Err(AcceptError::Handshake(io::ErrorKind::UnexpectedEof.into())),
-            _ if first[0] != HANDSHAKE_RECORD => return Err(AcceptError::PlainText(stream)),
-            _ => {}
+        match stream.peek(&mut first).await {
+            Err(error) => return Err((AcceptError::Handshake(error), None)),
+            Ok(0) => return Err((AcceptError::Handshake(io::ErrorKind::UnexpectedEof.into()), None)),
+            Ok(_) if first[0] != HANDSHAKE_RECORD => return Err((AcceptError::PlainText(stream), None)),
+            Ok(_) => {}
         }
         let made = self.made.get();
         if made.client_authority_end < validity::now() {
-            return Err(AcceptError::AuthorityEnded);
+            return Err((AcceptError::AuthorityEnded, None));
         }
-        TlsAcceptor::from(Arc::clone(&made.config)).accept(stream).await.map_err(AcceptError::Handshake)
+        TlsAcceptor::from(Arc::clone(&made.config))
+            .accept(stream)
+            .into_fallible()
+            .await
+            .map_err(|(error, stream)| (AcceptError::Handshake(error), Some(stream)))
+    }
+}
+
+/// Ends a connection so that the last words to the client arrive: closing it with unread bytes would reset it, and the client would
+/// see that instead.
+pub async fn hang_up(mut stream: TcpStream) {
+    let ending = async {
+        stream.shutdown().await?;
+        tokio::io::copy(&mut (&mut stream).take(DRAIN_BYTES_MAX), &mut tokio::io::sink()).await
+    };
+    // Who does not listen is not told.
+    if let Ok(Err(error)) = tokio::time::timeout(DRAIN_WITHIN, ending).await {
+        tracing::debug!(%error, "a refused client was gone");
     }
 }
 
