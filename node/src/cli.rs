@@ -6,7 +6,10 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{allocator, config, ctl, engine, node};
+use crate::{
+    allocator, clock, config, ctl, engine, node,
+    tokens::{self, Scope},
+};
 
 /// Wrong usage, wrong configuration, or the work failed.
 pub(crate) const USAGE: u8 = 1;
@@ -46,9 +49,8 @@ struct NodeArguments {
 
 #[derive(Debug, Args)]
 struct CtlArguments {
-    /// The node's HTTP address.
-    #[arg(long, global = true, env = "METAFLOW_URL", default_value = "http://127.0.0.1:20416")]
-    url: String,
+    #[command(flatten)]
+    access: ctl::Access,
     #[command(subcommand)]
     verb: CtlVerb,
 }
@@ -88,6 +90,38 @@ enum CtlVerb {
     },
     /// Whether the node is well, on one screen.
     Status,
+    /// Certificates for encrypted connections; asks no node.
+    Cert {
+        #[command(subcommand)]
+        verb: CertVerb,
+    },
+    /// Tokens of the HTTP interface; asks no node.
+    Token {
+        #[command(subcommand)]
+        verb: TokenVerb,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum CertVerb {
+    /// Make a small private authority, and certificates of it for nodes and agents.
+    Bootstrap(ctl::Bootstrap),
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenVerb {
+    /// Make a token, print it once, and add its digest to a tokens file.
+    Create {
+        /// Whose it is.
+        #[arg(long)]
+        name: String,
+        /// What it is good for; may be given several times. Admin is good for everything.
+        #[arg(long, value_enum, required = true)]
+        scope: Vec<Scope>,
+        /// The node's http.tokens_file.
+        #[arg(long, value_name = "FILE")]
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -120,7 +154,7 @@ pub(crate) enum Format {
 pub fn run(cli: Cli) -> ExitCode {
     match cli.verb {
         Verb::Node(arguments) => ExitCode::from(run_node(arguments)),
-        Verb::Ctl(CtlArguments { url, verb }) => ExitCode::from(run_ctl(&url, verb)),
+        Verb::Ctl(CtlArguments { access, verb }) => ExitCode::from(run_ctl(&access, verb)),
         Verb::StoreEngine(arguments) => {
             ExitCode::from(engine::run(arguments).unwrap_or_else(|error| fail(&error)))
         }
@@ -145,15 +179,21 @@ fn run_node(arguments: NodeArguments) -> u8 {
     }
 }
 
-fn run_ctl(url: &str, verb: CtlVerb) -> u8 {
+fn run_ctl(access: &ctl::Access, verb: CtlVerb) -> u8 {
     let work = async {
-        let client = ctl::Client::new(url)?;
+        let client = || ctl::Client::new(access);
         match verb {
-            CtlVerb::Query { sql, db, output } => ctl::query(&client, &sql, db.as_deref(), output).await,
-            CtlVerb::Top { once, interval, seconds } => ctl::top(&client, once, interval, seconds).await,
-            CtlVerb::Agent { verb: AgentVerb::List { output } } => ctl::agents(&client, output).await,
-            CtlVerb::Member { verb: MemberVerb::List { output } } => ctl::members(&client, output).await,
-            CtlVerb::Status => ctl::status(&client).await,
+            CtlVerb::Query { sql, db, output } => ctl::query(&client()?, &sql, db.as_deref(), output).await,
+            CtlVerb::Top { once, interval, seconds } => ctl::top(&client()?, once, interval, seconds).await,
+            CtlVerb::Agent { verb: AgentVerb::List { output } } => ctl::agents(&client()?, output).await,
+            CtlVerb::Member { verb: MemberVerb::List { output } } => ctl::members(&client()?, output).await,
+            CtlVerb::Status => ctl::status(&client()?).await,
+            CtlVerb::Cert { verb: CertVerb::Bootstrap(order) } => {
+                alone(ctl::bootstrap(&order, clock::seconds()))
+            }
+            CtlVerb::Token { verb: TokenVerb::Create { name, scope, file } } => {
+                alone(tokens::create(&file, &name, &scope).map(|token| token + "\n"))
+            }
         }
     };
     let runtime = match runtime() {
@@ -167,6 +207,11 @@ fn run_ctl(url: &str, verb: CtlVerb) -> u8 {
             failure.code()
         }
     }
+}
+
+/// What needs no node: it makes a text to print.
+fn alone(made: anyhow::Result<String>) -> Result<(), ctl::Failure> {
+    ctl::print(&made.map_err(|error| ctl::Failure::Usage(format!("{error:#}")))?)
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -7,6 +7,7 @@ mod memory;
 mod size;
 #[cfg(test)]
 mod tests;
+mod tls;
 
 use std::{
     fs,
@@ -22,6 +23,8 @@ use serde::Deserialize;
 pub use cluster::Cluster;
 pub use memory::Memory;
 pub use size::Size;
+pub use tls::Tls;
+pub(crate) use tls::is_local;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -37,7 +40,10 @@ pub struct Config {
     /// How long a stop may take to hand what was accepted to the store; what is left then waits in the write-ahead log.
     #[serde(with = "humantime_serde")]
     pub stop_within: Duration,
+    /// Lets sockets beyond loopback be plain text and open to everybody.
+    pub insecure: bool,
     pub log: Log,
+    pub tls: Tls,
     pub cluster: Cluster,
     pub grpc: Grpc,
     pub http: Http,
@@ -85,6 +91,8 @@ pub struct Grpc {
 #[serde(deny_unknown_fields, default)]
 pub struct Http {
     pub listen: SocketAddr,
+    /// Who may ask; without it everybody who can connect.
+    pub tokens_file: Option<PathBuf>,
     /// Connections at one time; more wait to be accepted.
     pub connections_max: NonZeroUsize,
 }
@@ -162,7 +170,9 @@ impl Default for Config {
             node_id: 1,
             data_dir: PathBuf::from("/var/lib/metaflow"),
             stop_within: Duration::from_secs(30),
+            insecure: false,
             log: Log::default(),
+            tls: Tls::default(),
             cluster: Cluster::default(),
             grpc: Grpc::default(),
             http: Http::default(),
@@ -193,7 +203,7 @@ impl LogLevel {
     }
 }
 
-/// Loopback only, until connections are encrypted and authenticated: an operator must say that others may connect.
+/// Loopback: it is open without certificates and tokens.
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::from((Ipv4Addr::LOCALHOST, port))
 }
@@ -210,7 +220,7 @@ impl Default for Grpc {
 
 impl Default for Http {
     fn default() -> Self {
-        Self { listen: loopback(20416), connections_max: non_zero(512) }
+        Self { listen: loopback(20416), tokens_file: None, connections_max: non_zero(512) }
     }
 }
 
@@ -254,8 +264,21 @@ fn parse(text: &str) -> anyhow::Result<Config> {
 
 /// Refuses values that would lose data or stop the node later.
 fn check(config: &Config) -> anyhow::Result<()> {
-    let Config { node_id, data_dir, stop_within, log: _, cluster, grpc, http, query, memory, wal, store } =
-        config;
+    let Config {
+        node_id,
+        data_dir,
+        stop_within,
+        insecure: _,
+        log: _,
+        tls: _,
+        cluster,
+        grpc,
+        http,
+        query,
+        memory,
+        wal,
+        store,
+    } = config;
     ensure!((1..=1023).contains(node_id), "node_id = {node_id}: must be 1 to 1023");
     ensure!(!data_dir.as_os_str().is_empty(), "data_dir is empty");
     ensure!(*stop_within >= Duration::from_secs(1), "stop_within is shorter than 1s: a stop could not flush");
@@ -265,6 +288,7 @@ fn check(config: &Config) -> anyhow::Result<()> {
         http.listen
     );
     cluster.check()?;
+    tls::check(config)?;
     let seconds = query.timeout.as_secs();
     ensure!((1..=3600).contains(&seconds), "query.timeout must be 1s to 1h");
     ensure!(query.memory.0 >= 16 * MIB, "query.memory is below 16MiB: no query would run");

@@ -1,5 +1,6 @@
 //! `metaflow ctl`: asks a running node over its HTTP interface and prints the answer.
 
+mod cert;
 mod client;
 mod members;
 mod status;
@@ -12,8 +13,9 @@ use serde_json::Value;
 
 use crate::cli::{DEGRADED, Format, UNREACHABLE, USAGE};
 
+pub(crate) use cert::{Bootstrap, bootstrap};
 use client::Answer;
-pub(crate) use client::Client;
+pub(crate) use client::{Access, Client};
 pub(crate) use members::members;
 pub(crate) use status::{agents, status};
 pub(crate) use top::top;
@@ -96,7 +98,7 @@ fn csv_line(cells: impl Iterator<Item = String>) -> String {
 }
 
 /// Writes to standard output; a reader that went away (`| head`) is no failure.
-fn print(text: &str) -> Result<(), Failure> {
+pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {

@@ -6,6 +6,8 @@
 
 mod connection;
 mod ingest;
+#[allow(dead_code, reason = "the calls between nodes use it")]
+mod secret;
 mod sync;
 
 use std::{sync::Arc, time::Duration};
@@ -21,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use crate::metrics::Ingest;
+pub(crate) use connection::Door;
 pub(crate) use ingest::Streams;
 
 /// Streams of one connection; an agent needs two.
@@ -58,7 +61,7 @@ pub(crate) struct Stop {
 pub(crate) async fn serve(
     listener: TcpListener,
     agents: Agents,
-    connections_max: usize,
+    door: Door,
 ) -> Result<(), tonic::transport::Error> {
     let stop = agents.stop.serving.clone();
     let service = AgentServiceServer::new(agents)
@@ -70,7 +73,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(service)
-        .serve_with_incoming_shutdown(connection::incoming(listener, connections_max), stop.cancelled_owned())
+        .serve_with_incoming_shutdown(connection::incoming(listener, door), stop.cancelled_owned())
         .await
 }
 

@@ -5,6 +5,7 @@
 
 mod api;
 mod connection;
+mod guard;
 mod page;
 
 use std::{sync::Arc, time::Duration};
@@ -13,13 +14,15 @@ use axum::{
     Router,
     extract::{DefaultBodyLimit, State},
     http::{StatusCode, header},
+    middleware,
     response::{Html, IntoResponse, Response},
     routing::get,
 };
 
 use crate::{metrics::Metrics, node::Parts};
 
-pub(crate) use connection::serve;
+pub(crate) use connection::{Door, serve};
+pub(crate) use guard::Guard;
 
 /// The longest accepted SQL text is 64 KiB; form encoding can make three bytes of one.
 const BODY_BYTES_MAX: usize = 3 * metaflow_query::TEXT_BYTES_MAX + 4096;
@@ -31,6 +34,7 @@ const RECEIVE_TIMEOUT: Duration = Duration::from_secs(10);
 pub(crate) struct Services {
     pub(crate) parts: Parts,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) guard: Guard,
 }
 
 /// All routes.
@@ -47,6 +51,7 @@ pub(crate) fn router(services: Services) -> Router {
         .route("/health/ready", get(ready))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(services.clone(), guard::check))
         .with_state(services)
 }
 

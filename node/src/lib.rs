@@ -15,3 +15,6 @@ mod logging;
 pub mod membership;
 mod metrics;
 mod node;
+mod plain;
+mod secrets;
+mod tokens;

@@ -38,6 +38,32 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
+/// Where somebody connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
+pub(crate) enum Listener {
+    Grpc,
+    Http,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ListenerLabels {
+    listener: Listener,
+    reason: &'static str,
+}
+
+/// Connections that did not come to a request.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Connections {
+    refused: Family<ListenerLabels, Counter>,
+}
+
+impl Connections {
+    /// `reason` comes from a fixed list.
+    pub(crate) fn refuse(&self, listener: Listener, reason: &'static str) {
+        self.refused.get_or_create(&ListenerLabels { listener, reason }).inc();
+    }
+}
+
 /// A figure that is read when somebody asks.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Reading {
@@ -80,6 +106,8 @@ pub(crate) struct Metrics {
     queries: Family<OutcomeLabel, Counter>,
     query_seconds: Histogram,
     refused_requests: Counter,
+    unauthorized: Family<ReasonLabel, Counter>,
+    connections: Connections,
     ingest: Ingest,
 }
 
@@ -102,6 +130,8 @@ impl Metrics {
         let queries = Family::default();
         let query_seconds = Histogram::new(QUERY_SECONDS);
         let refused_requests = Counter::default();
+        let unauthorized = Family::default();
+        let connections = Connections::default();
         let ingest = Ingest::default();
         registry.register("queries", "SQL statements, by what became of them", queries.clone());
         registry.register(
@@ -115,12 +145,22 @@ impl Metrics {
             refused_requests.clone(),
         );
         registry.register(
+            "http_requests_unauthorized",
+            "HTTP requests without a token that allows them, by reason",
+            unauthorized.clone(),
+        );
+        registry.register(
+            "connections_refused",
+            "Connections that were given up before a request, by listener and reason",
+            connections.refused.clone(),
+        );
+        registry.register(
             "ingest_rejected",
             "Row batches refused at the socket, by reason",
             ingest.rejected.clone(),
         );
         registry.register_collector(Box::new(Readings { read }));
-        Self { registry, queries, query_seconds, refused_requests, ingest }
+        Self { registry, queries, query_seconds, refused_requests, unauthorized, connections, ingest }
     }
 
     pub(crate) fn query(&self, outcome: QueryOutcome, took: Duration) {
@@ -130,6 +170,15 @@ impl Metrics {
 
     pub(crate) fn refused_request(&self) {
         self.refused_requests.inc();
+    }
+
+    /// A request showed no token that allows it. `reason` comes from a fixed list.
+    pub(crate) fn unauthorized(&self, reason: &'static str) {
+        self.unauthorized.get_or_create(&ReasonLabel { reason }).inc();
+    }
+
+    pub(crate) fn connections(&self) -> Connections {
+        self.connections.clone()
     }
 
     pub(crate) fn ingest(&self) -> &Ingest {
@@ -200,11 +249,15 @@ mod tests {
         }));
         metrics.query(QueryOutcome::Busy, Duration::from_millis(3));
         metrics.ingest().reject("checksum");
+        metrics.unauthorized("no_token");
+        metrics.connections().refuse(Listener::Grpc, "plain_text");
         let text = metrics.encode().unwrap();
         for line in [
             "metaflow_queries_total{outcome=\"Busy\"} 1",
             "metaflow_query_seconds_bucket{le=\"0.005\"} 1",
             "metaflow_ingest_rejected_total{reason=\"checksum\"} 1",
+            "metaflow_http_requests_unauthorized_total{reason=\"no_token\"} 1",
+            "metaflow_connections_refused_total{listener=\"Grpc\",reason=\"plain_text\"} 1",
             "memory_used_bytes 5.0",
             "writer_errors_total{table=\"a\"} 1.0",
             "writer_errors_total{table=\"b\"} 2.0",

@@ -20,10 +20,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::Config,
-    http,
+    config::{self, Config},
+    grpc, http,
     membership::{self, Membership},
-    metrics::Metrics,
+    metrics::{Metrics, Read, Reading},
+    tokens::Tokens,
 };
 
 use folder::Folder;
@@ -33,23 +34,38 @@ use signals::Signals;
 /// Runs a node until a signal ends it.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
+    let (http_tls, grpc_tls) = (config.tls.http()?, config.tls.grpc()?);
+    let tokens = config.http.tokens_file.clone().map(Tokens::load).transpose()?;
     let folder = Folder::take(&config.data_dir)?;
     let http_listener = bind("http.listen", config.http.listen).await?;
     let grpc_listener = bind("grpc.listen", config.grpc.listen).await?;
     let (http_address, grpc_address) = (http_listener.local_addr()?, grpc_listener.local_addr()?);
-    warn_of_open_sockets(&[http_address, grpc_address]);
+    warn_of_open_sockets(&config);
 
     let membership = Arc::new(join(&config, &folder, grpc_address, http_address).await?);
     let parts = Parts::new(config.node_id, Arc::clone(&membership));
-    let metrics = Arc::new(Metrics::new(parts.readings()));
+    let metrics = Arc::new(Metrics::new(readings(&parts, grpc_tls.clone())));
     let stop_http = CancellationToken::new();
-    let services = http::Services { parts: parts.clone(), metrics: Arc::clone(&metrics) };
-    let connections_max = config.http.connections_max.get();
-    let http = http::serve(http_listener, http::router(services), connections_max, stop_http.clone());
-    let http = tokio::spawn(http);
+    let services = http::Services {
+        parts: parts.clone(),
+        metrics: Arc::clone(&metrics),
+        guard: http::Guard::new(tokens),
+    };
+    let scheme = if http_tls.is_some() { "https" } else { "http" };
+    let door = http::Door {
+        tls: http_tls,
+        connections_max: config.http.connections_max.get(),
+        metrics: metrics.connections(),
+    };
+    let http = tokio::spawn(http::serve(http_listener, http::router(services), door, stop_http.clone()));
+    let door = grpc::Door {
+        tls: grpc_tls,
+        connections_max: config.grpc.connections_max.get(),
+        metrics: metrics.connections(),
+    };
 
     let started = tokio::select! {
-        started = start::start(&config, &folder, &parts, metrics.ingest(), grpc_listener) => started,
+        started = start::start(&config, &folder, &parts, metrics.ingest(), (grpc_listener, door)) => started,
         signal = signals.next() => {
             tracing::info!(signal, "stopped during the start");
             membership.leave().await;
@@ -62,7 +78,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node_id = config.node_id,
-        http = %format_args!("http://{http_address}"),
+        http = %format_args!("{scheme}://{http_address}"),
         grpc = %grpc_address,
         data_dir = %config.data_dir.display(),
         "the node is ready"
@@ -90,6 +106,19 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The figures of the actors, and when the node's certificate ends.
+fn readings(parts: &Parts, tls: Option<metaflow_tls::Server>) -> Read {
+    let read = parts.readings();
+    Box::new(move || {
+        let mut readings = read();
+        if let Some(tls) = &tls {
+            let help = "When the node's certificate ends, in seconds since 1970";
+            readings.push(Reading::gauge("tls_certificate_end_seconds", help, tls.certificate_end() as f64));
+        }
+        readings
+    })
+}
+
 /// Takes part in the cluster, as a node that is starting.
 async fn join(
     config: &Config,
@@ -108,9 +137,6 @@ async fn join(
         generation_file: folder.gossip_generation(),
     };
     let membership = Membership::start(member, cluster.transport()).await?;
-    if !cluster.seeds.is_empty() {
-        warn_of_open_sockets(&[cluster.listen]);
-    }
     Ok(membership)
 }
 
@@ -120,9 +146,29 @@ async fn bind(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener>
         .with_context(|| format!("failed to listen on {setting} = {address}; is another node running?"))
 }
 
-/// Connections are neither encrypted nor authenticated: whoever opens them to others should know.
-fn warn_of_open_sockets(addresses: &[SocketAddr]) {
-    for address in addresses.iter().filter(|address| !address.ip().is_loopback()) {
-        tracing::warn!(%address, "listens beyond this machine without encryption: keep it in a private network");
+/// Says what others on the network could read or do: what the operator allowed, and gossip, which is always plain text.
+fn warn_of_open_sockets(config: &Config) {
+    let Config { grpc, http, cluster, tls, .. } = config;
+    let warn = |setting, address: SocketAddr, what| {
+        if !config::is_local(address) {
+            tracing::warn!(setting, %address, "{what}");
+        }
+    };
+    if tls.certificate.is_none() {
+        for (setting, address) in [("grpc.listen", grpc.listen), ("http.listen", http.listen)] {
+            warn(
+                setting,
+                address,
+                "listens beyond this machine without encryption: keep it in a private network",
+            );
+        }
+    } else if tls.client_authority.is_none() {
+        warn("grpc.listen", grpc.listen, "takes rows from whoever connects: tls.client_authority is not set");
+    }
+    if http.tokens_file.is_none() {
+        warn("http.listen", http.listen, "answers whoever asks: http.tokens_file is not set");
+    }
+    if !cluster.seeds.is_empty() {
+        warn("cluster.listen", cluster.listen, "gossip is not encrypted: keep it in a private network");
     }
 }

@@ -1,6 +1,6 @@
 //! Settings of the cluster: who this node is in it, and where it finds the others.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use anyhow::ensure;
 use serde::Deserialize;
@@ -40,6 +40,8 @@ pub struct Cluster {
     pub gossip_interval: Option<Duration>,
     /// Silence after which a node counts as dead, in mean times between its signs of life.
     pub phi_threshold: f64,
+    /// What the nodes of a cluster share, so that only they call each other.
+    pub secret_file: Option<PathBuf>,
 }
 
 impl Default for Cluster {
@@ -55,6 +57,7 @@ impl Default for Cluster {
             weight: 1,
             gossip_interval: None,
             phi_threshold: 5.0,
+            secret_file: None,
         }
     }
 }
@@ -72,6 +75,7 @@ impl Cluster {
             weight,
             gossip_interval,
             phi_threshold,
+            secret_file: _,
         } = self;
         ensure!(!name.is_empty(), "cluster.name is empty");
         let labels = [("name", name), ("zone", zone), ("region", region)];

@@ -39,6 +39,18 @@ fn unknown_and_unsafe_values_are_refused_by_name() {
         ("grpc.listen = '127.0.0.1:20416'", "grpc.listen"),
         ("http.listen = 'everywhere'", "listen"),
         ("http.connections_max = 0", "connections_max"),
+        ("grpc.listen = '0.0.0.0:1'", "tls.certificate"),
+        ("grpc.listen = '10.0.0.1:1'\ninsecure = false", "insecure = true"),
+        ("http.listen = '[::]:1'", "http.listen"),
+        ("http.listen = '0.0.0.0:1'\ntls.certificate = '/a'\ntls.key = '/b'", "http.tokens_file"),
+        ("http.listen = '0.0.0.0:1'\nhttp.tokens_file = '/a'", "tls.certificate"),
+        (
+            "grpc.listen = '0.0.0.0:1'\ntls.certificate = '/a'\ntls.key = '/b'\ncluster.seeds = ['a:1']",
+            "cluster.secret_file",
+        ),
+        ("tls.certificate = '/a'", "tls.key"),
+        ("tls.key = '/a'\ninsecure = true", "tls.key"),
+        ("tls.client_authority = '/a'", "tls.client_authority"),
         ("query.timeout = '0s'", "query.timeout"),
         ("query.memory = '1MiB'", "query.memory"),
         ("memory.budget = '1MiB'", "memory.budget"),
@@ -68,6 +80,20 @@ fn who_listens_everywhere_is_reached_where_it_gossips() {
     assert_eq!(facts.grpc, Some("10.0.0.7:20035".parse().unwrap()));
     assert_eq!(facts.http, Some(one));
     assert_eq!(facts.name, "n7");
+}
+
+#[test]
+fn sockets_may_be_open_when_they_are_guarded_or_somebody_wrote_so() {
+    const FILES: &str =
+        "tls.certificate = '/a'\ntls.key = '/b'\nhttp.tokens_file = '/c'\ncluster.secret_file = '/d'";
+    for text in [
+        "grpc.listen = '0.0.0.0:1'\nhttp.listen = '0.0.0.0:2'\ninsecure = true",
+        &format!("grpc.listen = '0.0.0.0:1'\nhttp.listen = '[::]:2'\ncluster.seeds = ['a:1']\n{FILES}"),
+        "grpc.listen = '127.0.0.2:1'\nhttp.listen = '[::1]:2'",
+        "grpc.listen = '[::ffff:127.0.0.1]:1'",
+    ] {
+        check(&parse(text).unwrap()).unwrap();
+    }
 }
 
 #[test]

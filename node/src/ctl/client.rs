@@ -1,21 +1,51 @@
 //! The HTTP client of the commands.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
+use axum::{
+    body::{Body, Bytes, to_bytes},
+    http::{HeaderValue, Method, Request, StatusCode, Uri, header},
+};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use metaflow_tls::{ClientFiles, HTTP_1};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 
 use super::Failure;
 
 /// Longer than any query may take on the node.
 const TIMEOUT: Duration = Duration::from_secs(120);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A node bounds its answers; this bounds what something else may send.
+const ANSWER_BYTES_MAX: usize = 1 << 30;
+
+/// Which node is asked, and as whom.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Access {
+    /// The node's HTTP address.
+    #[arg(long, global = true, env = "METAFLOW_URL", default_value = "http://127.0.0.1:20416")]
+    url: String,
+    /// What the node asks for when it has a tokens file. The variable is safer: others see the arguments of a process.
+    #[arg(long, global = true, env = "METAFLOW_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Authority of the node's certificate (PEM), for https://.
+    #[arg(long, global = true, env = "METAFLOW_CA", value_name = "FILE")]
+    ca: Option<PathBuf>,
+}
 
 /// A node's HTTP interface.
 #[derive(Debug)]
 pub(crate) struct Client {
     base: String,
-    http: reqwest::Client,
+    host: String,
+    port: u16,
+    tls: Option<metaflow_tls::Client>,
+    token: Option<HeaderValue>,
 }
 
 /// The answer to a statement.
@@ -34,30 +64,51 @@ struct Envelope {
     result: Option<Answer>,
 }
 
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
 impl Client {
-    pub(crate) fn new(url: &str) -> Result<Self, Failure> {
+    pub(crate) fn new(access: &Access) -> Result<Self, Failure> {
+        let Access { url, token, ca } = access;
         let base = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(TIMEOUT)
-            // A node is a machine of one's own: a proxy of the environment is for the world outside.
-            .no_proxy()
-            .build()
-            .map_err(|error| Failure::Usage(format!("failed to make an HTTP client: {error}")))?;
         let base = base.trim_end_matches('/').to_owned();
-        match base.parse::<reqwest::Url>() {
-            Ok(parsed) if parsed.scheme() == "http" => Ok(Self { base, http }),
-            _ => Err(Failure::Usage(format!("{url:?} is not an address; write e.g. http://127.0.0.1:20416"))),
-        }
+        let wrong =
+            || Failure::Usage(format!("{url:?} is not an address; write e.g. http://127.0.0.1:20416"));
+        let uri: Uri = base.parse().map_err(|_| wrong())?;
+        let is_encrypted = match uri.scheme_str() {
+            Some("http") => false,
+            Some("https") => true,
+            _ => return Err(wrong()),
+        };
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or_else(wrong)?.to_owned();
+        let port = uri.port_u16().unwrap_or(if is_encrypted { 443 } else { 80 });
+        let tls = match (is_encrypted, ca) {
+            (false, _) => None,
+            (true, None) => {
+                return Err(Failure::Usage(
+                    "https:// needs --ca FILE (METAFLOW_CA), the authority of the node's certificate"
+                        .to_owned(),
+                ));
+            }
+            (true, Some(ca)) => {
+                let files = ClientFiles { authority: ca.clone(), identity: None };
+                let failed = |error| Failure::Usage(format!("{:#}", anyhow::Error::from(error)));
+                Some(metaflow_tls::Client::load(files, HTTP_1).map_err(failed)?)
+            }
+        };
+        let token = token.as_ref().map(|token| {
+            let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim()))
+                .map_err(|_| Failure::Usage("the token holds characters that no token has".to_owned()))?;
+            value.set_sensitive(true);
+            Ok(value)
+        });
+        Ok(Self { base, host, port, tls, token: token.transpose()? })
     }
 
     /// Runs a statement.
     pub(crate) async fn query(&self, sql: &str, database: Option<&str>) -> Result<Answer, Failure> {
-        let form = [("db", database.unwrap_or_default()), ("sql", sql)];
-        let request = self.http.post(format!("{}/v1/query/", self.base)).form(&form);
-        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
-        let status = response.status();
-        let body = response.bytes().await.map_err(|error| self.unreachable(&error))?;
+        let question = serde_json::json!({ "db": database.unwrap_or_default(), "sql": sql });
+        let (status, body) = self.request(Method::POST, "/v1/query/", question.to_string()).await?;
         let envelope: Envelope = serde_json::from_slice(&body).map_err(|_| {
             Failure::Degraded(format!("{} answered {status}, and not as a MetaFlow node does", self.base))
         })?;
@@ -70,23 +121,84 @@ impl Client {
 
     /// Reads a JSON page.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        let request = self.http.get(format!("{}{path}", self.base));
-        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
-        let status = response.status();
-        response.json().await.map_err(|_| {
-            Failure::Degraded(format!("{}{path} answered {status} and no readable JSON", self.base))
-        })
+        let (status, body) = self.request(Method::GET, path, String::new()).await?;
+        if let Ok(value) = serde_json::from_slice(&body)
+            && status.is_success()
+        {
+            return Ok(value);
+        }
+        match serde_json::from_slice::<Envelope>(&body) {
+            Ok(envelope) if status.is_client_error() => Err(Failure::Usage(envelope.description)),
+            Ok(envelope) => Err(Failure::Degraded(envelope.description)),
+            Err(_) => {
+                Err(Failure::Degraded(format!("{}{path} answered {status} and no readable JSON", self.base)))
+            }
+        }
     }
 
-    fn unreachable(&self, error: &reqwest::Error) -> Failure {
-        // The cause at the end of the chain (connection refused, timed out) is what a person needs.
-        let mut cause: &dyn std::error::Error = error;
-        while let Some(source) = cause.source() {
-            cause = source;
+    /// One request over a connection of its own; a body is JSON.
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Result<(StatusCode, Bytes), Failure> {
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
+        request = request.header(header::HOST, format!("{}:{}", self.host, self.port));
+        if let Some(token) = &self.token {
+            request = request.header(header::AUTHORIZATION, token);
         }
+        if !body.is_empty() {
+            request = request.header(header::CONTENT_TYPE, "application/json");
+        }
+        let request = request
+            .body(Body::from(body))
+            .map_err(|error| Failure::Usage(format!("{}{path} is no address: {error}", self.base)))?;
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect())
+            .await
+            .map_err(|_| self.unreachable("no answer in time"))?
+            .map_err(|error| self.unreachable(&format!("{:#}", anyhow::Error::from(error))))?;
+        tokio::time::timeout(TIMEOUT, exchange(stream, request))
+            .await
+            .map_err(|_| self.unreachable("no answer in time"))?
+            .map_err(|error| self.unreachable(&format!("{error:#}")))
+    }
+
+    async fn connect(&self) -> Result<Box<dyn Stream>, metaflow_tls::Error> {
+        match &self.tls {
+            Some(tls) => Ok(Box::new(tls.connect(&self.host, self.port).await?)),
+            None => {
+                let host = self.host.trim_start_matches('[').trim_end_matches(']');
+                let stream =
+                    TcpStream::connect((host, self.port)).await.map_err(metaflow_tls::Error::Connect)?;
+                Ok(Box::new(stream))
+            }
+        }
+    }
+
+    fn unreachable(&self, cause: &str) -> Failure {
         Failure::Unreachable(format!(
             "no node answers at {}: {cause}; is it running, and is --url (METAFLOW_URL) right?",
             self.base
         ))
+    }
+}
+
+async fn exchange(stream: Box<dyn Stream>, request: Request<Body>) -> anyhow::Result<(StatusCode, Bytes)> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let asking = async {
+        let response = sender.send_request(request).await?;
+        let status = response.status();
+        anyhow::Ok((status, to_bytes(Body::new(response.into_body()), ANSWER_BYTES_MAX).await?))
+    };
+    tokio::pin!(connection, asking);
+    // The connection has to be driven until the answer is whole; its end alone is no answer.
+    tokio::select! {
+        biased;
+        answer = &mut asking => answer,
+        ended = &mut connection => {
+            ended?;
+            asking.await
+        }
     }
 }

@@ -162,7 +162,7 @@ fn refused(error: &querier::Error) -> (QueryOutcome, Response) {
     (outcome, failure(status, name, &error.to_string()))
 }
 
-fn failure(status: StatusCode, name: &'static str, description: &str) -> Response {
+pub(super) fn failure(status: StatusCode, name: &'static str, description: &str) -> Response {
     json(status, &Envelope { opt_status: name, description, result: None })
 }
 

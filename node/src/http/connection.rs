@@ -8,12 +8,19 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use metaflow_tls::{AcceptError, Server};
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::{
+    metrics::{Connections, Listener},
+    plain,
+};
 
 /// Time from a connection's opening, or from its last answer, to the end of the next request's head. It also ends idle connections.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,19 +29,27 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 /// After an error of `accept` (no file descriptors left), which does not go away by asking at once again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// How connections are made ready for requests.
+#[derive(Clone)]
+pub(crate) struct Door {
+    /// None: plain text.
+    pub(crate) tls: Option<Server>,
+    pub(crate) connections_max: usize,
+    pub(crate) metrics: Connections,
+}
+
 /// Serves until `stop`, then lets running requests end.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    router: Router,
-    connections_max: usize,
-    stop: CancellationToken,
-) {
-    let room = Arc::new(Semaphore::new(connections_max));
+pub(crate) async fn serve(listener: TcpListener, router: Router, door: Door, stop: CancellationToken) {
+    let room = Arc::new(Semaphore::new(door.connections_max));
     let mut connections = JoinSet::new();
     while let Some((stream, permit)) = next(&listener, &room, &stop).await {
         // What ended is forgotten, so that the set stays as small as the number of connections.
         while connections.try_join_next().is_some() {}
-        connections.spawn(serve_connection(stream, router.clone(), permit, stop.clone()));
+        let (router, door, stop) = (router.clone(), door.clone(), stop.clone());
+        connections.spawn(async move {
+            open(stream, router, door, stop).await;
+            drop(permit);
+        });
     }
     while connections.join_next().await.is_some() {}
 }
@@ -62,16 +77,34 @@ async fn next(
     }
 }
 
-async fn serve_connection(
-    stream: TcpStream,
-    router: Router,
-    permit: OwnedSemaphorePermit,
-    stop: CancellationToken,
-) {
+/// Makes a connection secret where that is asked for, and serves it.
+async fn open(stream: TcpStream, router: Router, door: Door, stop: CancellationToken) {
     // Answers are whole when they are written: waiting to fill a segment only delays them.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY");
     }
+    let Some(tls) = door.tls else { return serve_connection(stream, router, stop).await };
+    let accepted = tokio::select! {
+        accepted = tls.accept(stream) => accepted,
+        () = stop.cancelled() => return,
+    };
+    match accepted {
+        Ok(stream) => serve_connection(stream, router, stop).await,
+        Err(error) => {
+            door.metrics.refuse(Listener::Http, error.reason());
+            tracing::debug!(error = &error as &dyn std::error::Error, "an HTTP connection was refused");
+            if let AcceptError::PlainText(stream) = error {
+                plain::answer_http(stream).await;
+            }
+        }
+    }
+}
+
+async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    router: Router,
+    stop: CancellationToken,
+) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
@@ -88,5 +121,4 @@ async fn serve_connection(
     if let Err(error) = ended {
         tracing::debug!(%error, "an HTTP connection ended");
     }
-    drop(permit);
 }

@@ -40,7 +40,7 @@ pub(super) async fn start(
     folder: &Folder,
     parts: &Parts,
     metrics: &Ingest,
-    grpc_listener: TcpListener,
+    (grpc_listener, door): (TcpListener, grpc::Door),
 ) -> anyhow::Result<Started> {
     parts.stage("opening the node's database");
     let database = folder.database();
@@ -76,7 +76,7 @@ pub(super) async fn start(
         writer: Arc::clone(&pipeline.writer),
         streams: Arc::clone(&agents.streams),
     });
-    let serving = grpc::serve(grpc_listener, agents, config.grpc.connections_max.get());
+    let serving = grpc::serve(grpc_listener, agents, door);
     let grpc = tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the gRPC server ended");

@@ -7,3 +7,4 @@ mod agents;
 mod http;
 mod kit;
 mod lifecycle;
+mod secure;
