@@ -36,6 +36,9 @@ pub(crate) struct Access {
     /// Authority of the node's certificate (PEM), for https://.
     #[arg(long, global = true, env = "METAFLOW_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
+    /// Send the token to another machine in plain text.
+    #[arg(long, global = true)]
+    insecure: bool,
 }
 
 /// A node's HTTP interface.
@@ -69,7 +72,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 impl Client {
     pub(crate) fn new(access: &Access) -> Result<Self, Failure> {
-        let Access { url, token, ca } = access;
+        let Access { url, token, ca, insecure } = access;
         let base = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let base = base.trim_end_matches('/').to_owned();
         let wrong =
@@ -96,6 +99,11 @@ impl Client {
                 Some(metaflow_tls::Client::load(files, HTTP_1).map_err(failed)?)
             }
         };
+        if token.is_some() && !is_encrypted && !*insecure && !metaflow_tls::is_local(&host) {
+            return Err(Failure::Usage(format!(
+                "{base} is another machine and the token would go there in plain text; use https://, or say --insecure"
+            )));
+        }
         let token = token.as_ref().map(|token| {
             let mut value = HeaderValue::from_str(&format!("Bearer {}", token.trim()))
                 .map_err(|_| Failure::Usage("the token holds characters that no token has".to_owned()))?;
@@ -200,5 +208,35 @@ async fn exchange(stream: Box<dyn Stream>, request: Request<Body>) -> anyhow::Re
             ended?;
             asking.await
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_tokens_that_cannot_be_meant_are_refused() {
+        let check = |url: &str, token: Option<&str>, insecure, part: Option<&str>| {
+            let token = token.map(str::to_owned);
+            let made = Client::new(&Access { url: url.to_owned(), token, ca: None, insecure });
+            match (made, part) {
+                (Ok(client), None) => {
+                    assert!(!format!("{client:?}").contains("mf_1"));
+                }
+                (Err(error), Some(part)) => assert!(error.to_string().contains(part), "{url}: {error}"),
+                (made, _) => panic!("{url}: {made:?}"),
+            }
+        };
+        check("127.0.0.1:20416", Some("mf_1"), false, None);
+        check("http://[::1]:20416/", Some("mf_1"), false, None);
+        check("http://10.0.0.1:20416", None, false, None);
+        check("http://10.0.0.1:20416", Some("mf_1"), true, None);
+        check("http://10.0.0.1:20416", Some("mf_1"), false, Some("plain text"));
+        check("https://10.0.0.1:20416", Some("mf_1"), false, Some("--ca"));
+        check("http://127.0.0.1", Some("mf\n1"), false, Some("token"));
+        check("ftp://127.0.0.1", None, false, Some("not an address"));
+        check("http://", None, false, Some("not an address"));
+        check("a b", None, false, Some("not an address"));
     }
 }
