@@ -25,6 +25,7 @@ use tonic::{Request, Response, Status, Streaming, transport::Server};
 use crate::metrics::Ingest;
 pub(crate) use connection::Door;
 pub(crate) use ingest::Streams;
+pub(crate) use secret::Secret;
 
 /// Streams of one connection; an agent needs two.
 const STREAMS_MAX: u32 = 8;

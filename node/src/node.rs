@@ -7,6 +7,7 @@
 
 mod folder;
 mod load;
+mod locks;
 mod parts;
 mod pipeline;
 mod readings;
@@ -20,27 +21,25 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{self, Config},
+    config::Config,
     grpc, http,
     membership::{self, Membership},
     metrics::{Metrics, Read, Reading},
-    tokens::Tokens,
 };
 
 use folder::Folder;
+use locks::Locks;
 pub(crate) use parts::{Parts, Running};
 use signals::Signals;
 
 /// Runs a node until a signal ends it.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
-    let (http_tls, grpc_tls) = (config.tls.http()?, config.tls.grpc()?);
-    let tokens = config.http.tokens_file.clone().map(Tokens::load).transpose()?;
+    let Locks { http: http_tls, grpc: grpc_tls, tokens } = Locks::load(&config)?;
     let folder = Folder::take(&config.data_dir)?;
     let http_listener = bind("http.listen", config.http.listen).await?;
     let grpc_listener = bind("grpc.listen", config.grpc.listen).await?;
     let (http_address, grpc_address) = (http_listener.local_addr()?, grpc_listener.local_addr()?);
-    warn_of_open_sockets(&config);
 
     let membership = Arc::new(join(&config, &folder, grpc_address, http_address).await?);
     let parts = Parts::new(config.node_id, Arc::clone(&membership));
@@ -144,31 +143,4 @@ async fn bind(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener>
     TcpListener::bind(address)
         .await
         .with_context(|| format!("failed to listen on {setting} = {address}; is another node running?"))
-}
-
-/// Says what others on the network could read or do: what the operator allowed, and gossip, which is always plain text.
-fn warn_of_open_sockets(config: &Config) {
-    let Config { grpc, http, cluster, tls, .. } = config;
-    let warn = |setting, address: SocketAddr, what| {
-        if !config::is_local(address) {
-            tracing::warn!(setting, %address, "{what}");
-        }
-    };
-    if tls.certificate.is_none() {
-        for (setting, address) in [("grpc.listen", grpc.listen), ("http.listen", http.listen)] {
-            warn(
-                setting,
-                address,
-                "listens beyond this machine without encryption: keep it in a private network",
-            );
-        }
-    } else if tls.client_authority.is_none() {
-        warn("grpc.listen", grpc.listen, "takes rows from whoever connects: tls.client_authority is not set");
-    }
-    if http.tokens_file.is_none() {
-        warn("http.listen", http.listen, "answers whoever asks: http.tokens_file is not set");
-    }
-    if !cluster.seeds.is_empty() {
-        warn("cluster.listen", cluster.listen, "gossip is not encrypted: keep it in a private network");
-    }
 }

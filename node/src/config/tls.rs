@@ -46,7 +46,6 @@ impl Tls {
         server.context("in [tls] of the configuration").map(Some)
     }
 
-    #[allow(dead_code, reason = "the calls between nodes use it")]
     /// What connections to other nodes are made with; none in plain text. One is enough for a process: it keeps tickets.
     pub(crate) fn peers(&self) -> anyhow::Result<Option<Client>> {
         let (Some(identity), Some(authority)) = (self.identity(), self.client_authority.clone()) else {

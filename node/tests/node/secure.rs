@@ -237,6 +237,7 @@ async fn a_node_that_would_be_open_to_strangers_does_not_start() {
         ),
         ("[tls]\ncertificate = \"/none.crt\"\nkey = \"/none.key\"", "/none.crt"),
         ("[http]\ntokens_file = \"/none.toml\"", "/none.toml"),
+        ("[cluster]\nsecret_file = \"/none.secret\"", "/none.secret"),
     ] {
         let file = folder.path().join("node.toml");
         std::fs::write(&file, format!("data_dir = {data:?}\n{settings}\n")).unwrap();
