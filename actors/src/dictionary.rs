@@ -15,6 +15,7 @@
 
 mod allocate;
 mod confirm;
+mod exchange;
 mod learn;
 mod load;
 #[cfg(test)]
@@ -38,6 +39,8 @@ use crate::{
 use allocate::Allocator;
 pub use confirm::FlushError;
 use confirm::Pending;
+pub use exchange::Digest;
+use exchange::Digests;
 pub use learn::{Entry, Learned};
 
 /// Name of the entry that stands for all names beyond the limit of a kind.
@@ -136,6 +139,7 @@ struct Inner {
     shards: Box<[Shard]>,
     allocator: Mutex<Allocator>,
     pending: Pending,
+    digests: Digests,
     owners: OnceLock<Arc<dyn Owners>>,
     is_suspended: AtomicBool,
     conflicts: AtomicU64,
@@ -172,6 +176,7 @@ impl Dictionary {
             shards,
             allocator: Mutex::new(allocator),
             pending,
+            digests: loaded.digests,
             owners: OnceLock::new(),
             is_suspended: AtomicBool::new(false),
             conflicts: AtomicU64::new(0),

@@ -151,6 +151,7 @@ impl Inner {
         self.pending.add(new.iter().map(|new| (new.kind, new.id, Arc::clone(&new.name))).collect());
         for New { kind, id, name } in new {
             let shard = self.shard(kind);
+            self.digests.add(kind, id, &name);
             shard.highest.fetch_max(u64::from(id & COUNTER_MAX), Ordering::AcqRel);
             shard.ids.write().unwrap_or_else(PoisonError::into_inner).insert(name, id);
         }

@@ -4,7 +4,7 @@
 //! counter sends rows twice, which the table's engine folds.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -61,6 +61,12 @@ impl Pending {
         let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         self.queued.fetch_add(entries.len() as u64, Ordering::AcqRel);
         queue.extend(entries);
+    }
+
+    /// Entries that the store may not have.
+    pub(super) fn ids(&self) -> HashSet<(Kind, u32)> {
+        let queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.iter().map(|(kind, id, _)| (*kind, *id)).collect()
     }
 
     fn head(&self) -> Vec<Entry> {

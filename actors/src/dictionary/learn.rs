@@ -86,6 +86,7 @@ impl Dictionary {
                 allocator.skip(kind, id & COUNTER_MAX);
                 shard.highest.fetch_max(u64::from(id & COUNTER_MAX), Ordering::AcqRel);
             }
+            self.inner.digests.add(kind, id, &name);
             let mut ids = shard.ids.write().unwrap_or_else(PoisonError::into_inner);
             let canonical = ids.entry(name).or_insert(id);
             if *canonical != id {

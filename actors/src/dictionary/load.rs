@@ -9,7 +9,8 @@ use metaflow_schema::enums::Kind;
 use tracing::warn;
 
 use super::{
-    COUNTER_BITS, COUNTER_MAX, Error, NodeId, confirm::CONFIRMED_PREFIX, learn::UNCONFIRMED_PREFIX, meta_key,
+    COUNTER_BITS, COUNTER_MAX, Error, NodeId, confirm::CONFIRMED_PREFIX, exchange::Digests,
+    learn::UNCONFIRMED_PREFIX, meta_key,
 };
 use crate::disk::{Changes, Disk, Durability, Family};
 
@@ -44,14 +45,18 @@ pub(super) struct Loaded {
     pub kinds: Vec<LoadedKind>,
     /// Entries that the store may not have, by kind and id.
     pub pending: Vec<(Kind, u32, Arc<str>)>,
+    pub digests: Digests,
 }
 
 pub(super) fn load(disk: &Disk, node_id: NodeId, store_maxima: &HashMap<Kind, u64>) -> Result<Loaded, Error> {
     let mut confirmed = counters(disk, CONFIRMED_PREFIX)?;
     let floors = counters(disk, FLOOR_PREFIX)?;
     let mut learnt = Changes::default();
-    let mut loaded =
-        Loaded { kinds: (0..KINDS).map(|_| LoadedKind::default()).collect(), pending: Vec::new() };
+    let mut loaded = Loaded {
+        kinds: (0..KINDS).map(|_| LoadedKind::default()).collect(),
+        pending: Vec::new(),
+        digests: Digests::default(),
+    };
     let own = u32::from(node_id.get());
     for kind in Kind::ALL {
         let maximum = store_maxima.get(kind).map_or(0, |id| own_counter(*kind, *id, own));
@@ -101,6 +106,7 @@ impl Loaded {
         if node == own {
             loaded.highest = loaded.highest.max(id & COUNTER_MAX);
         }
+        self.digests.add(kind, id, &name);
         if !confirmed.has(kind, id) {
             self.pending.push((kind, id, Arc::clone(&name)));
         }
@@ -147,7 +153,7 @@ fn counters(disk: &Disk, prefix: &[u8]) -> Result<HashMap<(Kind, u32), u32>, Err
     Ok(counters)
 }
 
-fn entry(key: &[u8], name: &[u8]) -> Option<(Kind, u32, Arc<str>)> {
+pub(super) fn entry(key: &[u8], name: &[u8]) -> Option<(Kind, u32, Arc<str>)> {
     let (kind, id) = key.split_first()?;
     let id = u64::from_be_bytes(id.try_into().ok()?);
     Some((Kind::from_number(*kind)?, u32::try_from(id).ok()?, std::str::from_utf8(name).ok()?.into()))

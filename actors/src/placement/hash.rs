@@ -29,6 +29,11 @@ pub fn partition_of(kind: Kind, name: &str) -> PartitionId {
     PartitionId(top_bits(text(kind as u64, name), PARTITIONS))
 }
 
+/// Tells one entry of the dictionary from another, for digests of partitions.
+pub fn entry_hash(kind: Kind, id: u32, name: &str) -> u64 {
+    pair(text(kind as u64, name), u64::from(id))
+}
+
 /// The key of a region on the ring of regions.
 pub(super) fn region_key(name: &str) -> u64 {
     text(0, name)

@@ -9,6 +9,7 @@ use super::*;
 use crate::{
     dictionary::{Config, NodeId, Owners},
     disk::Disk,
+    placement::PartitionId,
 };
 
 fn open(folder: &Path, node: u16) -> Dictionary {
@@ -107,6 +108,28 @@ fn what_the_store_may_not_have_goes_there_even_after_a_crash_and_the_rest_does_n
     assert_eq!(dictionary.lookup(Kind::Host, "fresh"), Some(fresh));
 }
 
+#[test]
+fn digests_survive_a_start_and_entries_say_what_is_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let dictionary = open(folder.path(), 5);
+    let id = dictionary.id(Kind::Host, "a").unwrap();
+    let learnt = 6 << COUNTER_BITS | 1;
+    dictionary.learn(&[entry(Kind::Host, learnt, "a")], true).unwrap();
+    let partition = crate::placement::partition_of(Kind::Host, "a");
+    let digest = dictionary.digest(partition);
+    assert_eq!(digest.entries, 2);
+    let expected = [(entry(Kind::Host, id, "a"), false), (entry(Kind::Host, learnt, "a"), true)];
+    assert_eq!(dictionary.entries(&[partition]).unwrap(), expected);
+    flushed(&dictionary);
+    assert!(dictionary.entries(&[partition]).unwrap().iter().all(|(_, is_stored)| *is_stored));
+    drop(dictionary);
+    let dictionary = open(folder.path(), 5);
+    assert_eq!(dictionary.digest(partition), digest);
+    let all: Vec<_> = PartitionId::all().collect();
+    assert_eq!(dictionary.some_of(&[partition, partition], 1), [partition]);
+    assert_eq!(dictionary.some_of(&all, 2).len(), all.len());
+}
+
 /// Owners that know one name, and tell an id of another name in error.
 struct OneName;
 
@@ -172,6 +195,12 @@ proptest! {
                 node.learn(part, false).unwrap();
             }
         }
+        let digests = |node: &Dictionary| PartitionId::all().map(|at| node.digest(at)).collect::<Vec<_>>();
+        prop_assert_eq!(digests(&nodes[0]), digests(&nodes[1]));
+        prop_assert_eq!(digests(&nodes[1]), digests(&nodes[2]));
+        let all: Vec<_> = PartitionId::all().collect();
+        let known: BTreeSet<_> = nodes[0].entries(&all).unwrap().into_iter().map(|(entry, _)| entry).collect();
+        prop_assert!(known.iter().eq(&entries));
         for entry in &entries {
             let canonical: BTreeSet<_> = nodes.iter().map(|node| node.lookup(Kind::Unit, &entry.name)).collect();
             prop_assert_eq!(canonical.len(), 1);
