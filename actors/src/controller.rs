@@ -40,8 +40,6 @@ const CALLS_MAX: usize = 256;
 pub struct Config {
     /// Name of the VPC that all agents of this node are in.
     pub vpc: String,
-    /// Where agents find nodes, in order of preference, `host:port`.
-    pub servers: Vec<String>,
     pub node_version: String,
     /// What agents run with.
     pub agent_config: wire::Config,
@@ -53,7 +51,6 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             vpc: "default".to_owned(),
-            servers: Vec::new(),
             node_version: env!("CARGO_PKG_VERSION").to_owned(),
             agent_config: wire::Config::default(),
             agents_max: 100_000,
@@ -199,7 +196,8 @@ impl Core {
             protocol_version: wire::PROTOCOL_VERSION,
             agent_id,
             vpc_id: self.vpc_id,
-            servers: self.config.servers.clone(),
+            // Which nodes an agent belongs to is not known here.
+            servers: Vec::new(),
             node_version: self.config.node_version.clone(),
         };
         Ok(Admission { welcome, config: self.config_for(config_version) })

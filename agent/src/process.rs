@@ -242,6 +242,7 @@ fn hello(machine_id: &str) -> Hello {
         hostname,
         config_version: 0,
         agent_id: 0,
+        region: String::new(),
         kernel_release,
         architecture,
         os,

@@ -20,7 +20,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use metaflow_wire::Hello;
@@ -47,6 +47,8 @@ pub struct Config {
     pub receive_timeout: Duration,
     pub backoff_min: Duration,
     pub backoff_max: Duration,
+    /// An agent that belongs elsewhere goes there within this time, at a moment of its own, so that not all come at once.
+    pub move_within: Duration,
 }
 
 impl Config {
@@ -61,6 +63,7 @@ impl Config {
             receive_timeout: Duration::from_secs(30),
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(5),
+            move_within: Duration::from_secs(5),
         }
     }
 }
@@ -138,12 +141,18 @@ impl Sender {
                 ended = self.connect_and_serve(&server, &mut servers, &welcomed) => ended,
             };
             self.state.connected.store(false, Ordering::Relaxed);
-            failures = if welcomed.into_inner() { 0 } else { failures + 1 };
+            let was_welcome = welcomed.into_inner();
+            failures = if was_welcome { 0 } else { failures + 1 };
             match ended {
-                Ok(()) => tracing::info!(server, "node closed the connection"),
+                Ok(End::Moves) => {
+                    tracing::info!(from = server, "moves to the node that it belongs to");
+                    servers.at = 0;
+                    continue;
+                }
+                Ok(End::Closed) => tracing::info!(server, "node closed the connection"),
                 Err(error) => tracing::info!(server, error = format!("{error:#}"), "no connection to node"),
             }
-            servers.fail();
+            servers.fail(Instant::now(), was_welcome);
             let pause = backoff(failures, self.config.backoff_min, self.config.backoff_max, random());
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -154,20 +163,38 @@ impl Sender {
     }
 }
 
+/// How a connection ended without a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The node said so.
+    Closed,
+    /// The agent belongs to another node.
+    Moves,
+}
+
 /// The servers in order of preference, and which one is in use.
 #[derive(Debug)]
 struct Servers {
     configured: Vec<String>,
     list: Vec<String>,
     at: usize,
+    /// A node named the list; the order of the configuration's is no reason to move.
+    is_named: bool,
+    /// The first of the list, when it could not be reached from here: what it is, until when it is left alone, and how often it failed.
+    avoided: Option<(String, Instant, u32)>,
 }
+
+/// A first server that cannot be reached is tried again after this, doubled up to [`AVOID_MAX`]: others may reach it, so they go on
+/// telling the agent to go there.
+const AVOID_MIN: Duration = Duration::from_secs(10);
+const AVOID_MAX: Duration = Duration::from_secs(600);
 
 /// Servers that a node may name.
 const SERVERS_MAX: usize = 16;
 
 impl Servers {
     fn new(configured: Vec<String>) -> Self {
-        Self { list: configured.clone(), configured, at: 0 }
+        Self { list: configured.clone(), configured, at: 0, is_named: false, avoided: None }
     }
 
     fn current(&self) -> Option<String> {
@@ -182,12 +209,35 @@ impl Servers {
                 list.push(server.clone());
             }
         }
-        self.at = list.iter().position(|server| server == current).unwrap_or(0);
+        // Reached by another address than nodes know: it stays a last resort, too.
+        self.at = list.iter().position(|server| server == current).unwrap_or_else(|| {
+            list.push(current.to_owned());
+            list.len() - 1
+        });
         self.list = list;
+        self.is_named = !named.is_empty();
     }
 
-    /// The one in use failed: the next, and after the last the first again.
-    fn fail(&mut self) {
+    /// Whether the agent belongs to another server than the one in use, and may try it.
+    fn belongs_elsewhere(&self, now: Instant) -> bool {
+        let is_avoided = |first: &String| {
+            self.avoided.as_ref().is_some_and(|(server, until, _)| server == first && now < *until)
+        };
+        self.is_named && self.at != 0 && self.list.first().is_some_and(|first| !is_avoided(first))
+    }
+
+    /// The one in use failed: the next, and after the last the first again. `was_welcome` says that it had served.
+    fn fail(&mut self, now: Instant, was_welcome: bool) {
+        if self.at == 0
+            && let Some(first) = self.list.first()
+        {
+            let times = match &self.avoided {
+                Some((server, _, times)) if server == first && !was_welcome => times + 1,
+                _ => 0,
+            };
+            let pause = AVOID_MIN.saturating_mul(1 << times.min(16)).min(AVOID_MAX);
+            self.avoided = Some((first.clone(), now + pause, times));
+        }
         self.at = (self.at + 1) % self.list.len().max(1);
     }
 }

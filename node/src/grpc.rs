@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-use crate::metrics::Ingest;
+use crate::{metrics::Ingest, node::Guides};
 pub(crate) use connection::Door;
 pub(crate) use ingest::Streams;
 pub(crate) use secret::Secret;
@@ -47,6 +47,7 @@ pub(crate) struct Agents {
     pub(crate) metrics: Ingest,
     pub(crate) stop: Stop,
     pub(crate) streams: Arc<Streams>,
+    pub(crate) guides: Guides,
 }
 
 /// The two steps of a stop.

@@ -6,6 +6,7 @@
 //! acknowledged.
 
 mod folder;
+mod guide;
 mod load;
 mod locks;
 mod parts;
@@ -28,6 +29,7 @@ use crate::{
 };
 
 use folder::Folder;
+pub(crate) use guide::{Guide, Guides};
 use locks::Locks;
 pub(crate) use parts::{Parts, Running};
 use signals::Signals;
@@ -64,7 +66,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     };
 
     let started = tokio::select! {
-        started = start::start(&config, &folder, &parts, metrics.ingest(), (grpc_listener, door)) => started,
+        started = start::start(&config, &folder, &parts, metrics.ingest(), &membership, (grpc_listener, door)) => started,
         signal = signals.next() => {
             tracing::info!(signal, "stopped during the start");
             membership.leave().await;

@@ -242,8 +242,8 @@ pub(super) fn checked(mut hello: wire::Hello) -> Result<wire::Hello, Refusal> {
     if hello.machine_id.is_empty() || hello.machine_id.len() > TEXT_BYTES_MAX {
         return Err(Refusal::MachineId);
     }
-    let wire::Hello { agent_version, hostname, kernel_release, architecture, os, .. } = &mut hello;
-    for text in [agent_version, hostname, kernel_release, architecture, os] {
+    let wire::Hello { agent_version, hostname, kernel_release, architecture, os, region, .. } = &mut hello;
+    for text in [agent_version, hostname, kernel_release, architecture, os, region] {
         if text.len() > TEXT_BYTES_MAX {
             text.clear();
         }

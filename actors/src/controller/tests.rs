@@ -220,12 +220,10 @@ async fn an_agent_gets_its_configuration_once_and_shows_its_state() {
     let disk = Disk::open(folder.path()).unwrap();
     let names = dictionary(&disk);
     let agent_config = wire::Config { version: 7, toml: "x = 1".into() };
-    let servers = vec!["node:20035".to_owned()];
-    let config = Config { agent_config: agent_config.clone(), servers, agents_max: 1, ..Config::default() };
+    let config = Config { agent_config: agent_config.clone(), agents_max: 1, ..Config::default() };
     let (controller, _) = Controller::start(config, disk, names.clone()).await.unwrap();
     let admission = controller.hello(hello("m1")).await.unwrap();
     assert_eq!(admission.config, Some(agent_config.clone()));
-    assert_eq!(admission.welcome.servers, ["node:20035"]);
     assert_eq!(Some(admission.welcome.vpc_id), names.lookup(Kind::Vpc, "default"));
     let agent_id = admission.welcome.agent_id;
     let losses = vec![wire::Loss { reason: "spool full".into(), rows: 3 }];

@@ -21,7 +21,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 
-use super::{Sender, Servers, connect::connect, window::Window};
+use super::{End, Sender, Servers, connect::connect, random, window::Window};
 use crate::{config::Remote, facts::Snapshot};
 
 /// Control messages that wait for the transport.
@@ -40,6 +40,8 @@ struct Link {
     window: Window,
     heard: Instant,
     facts_sent: Option<Arc<Snapshot>>,
+    /// When it leaves for the node that it belongs to.
+    leaves_at: Option<Instant>,
 }
 
 impl Sender {
@@ -48,7 +50,7 @@ impl Sender {
         server: &str,
         servers: &mut Servers,
         welcomed: &AtomicBool,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<End> {
         let limit = self.config.connect_timeout;
         let channel = connect(&self.config, server).await?;
         let mut client = Client::new(channel)
@@ -83,8 +85,9 @@ impl Sender {
             window: Window::new(),
             heard: Instant::now(),
             facts_sent: None,
+            leaves_at: None,
         };
-        self.serve(link).await
+        self.serve(link, server, servers).await
     }
 
     async fn greet(
@@ -114,7 +117,7 @@ impl Sender {
         }
     }
 
-    async fn serve(&mut self, mut link: Link) -> anyhow::Result<()> {
+    async fn serve(&mut self, mut link: Link, server: &str, servers: &mut Servers) -> anyhow::Result<End> {
         let mut heartbeat = interval(self.config.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // A look at the clock more often than heartbeats, so that silence is noticed in time.
@@ -122,6 +125,7 @@ impl Sender {
         watchdog.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let durable = Arc::clone(&self.spool.durable);
         self.facts.mark_changed();
+        self.plan_move(&mut link, servers);
         loop {
             let mut bell = pin!(durable.notified());
             // Heard from here on: a batch that becomes durable after `send_batches` looked is not missed.
@@ -129,15 +133,26 @@ impl Sender {
             self.send_batches(&mut link)?;
             tokio::select! {
                 reply = link.replies.message() => match reply.context("control stream broke")? {
+                    Some(SyncResponse { body: Some(sync_response::Body::Servers(told)) }) => {
+                        link.heard = Instant::now();
+                        servers.welcome(server, &told.servers);
+                        self.plan_move(&mut link, servers);
+                    }
                     Some(reply) => self.handle_reply(&mut link, reply)?,
-                    None => return Ok(()),
+                    None => return Ok(End::Closed),
                 },
                 ack = link.acks.message() => match ack.context("stream of batches broke")? {
                     Some(ack) => self.handle_ack(&mut link, ack),
-                    None => return Ok(()),
+                    None => return Ok(End::Closed),
                 },
+                () = sleep_until(link.leaves_at), if link.leaves_at.is_some() => return Ok(End::Moves),
                 _ = heartbeat.tick() => self.send_heartbeat(&link)?,
-                _ = watchdog.tick() => self.check(&link)?,
+                _ = watchdog.tick() => {
+                    self.check(&link)?;
+                    if link.leaves_at.is_none() {
+                        self.plan_move(&mut link, servers);
+                    }
+                }
                 changed = self.facts.changed() => {
                     changed.context("facts ended")?;
                     self.send_facts(&mut link)?;
@@ -147,6 +162,14 @@ impl Sender {
                 free = has_room(&link.batches), if link.batches.capacity() == 0 => free?,
             }
         }
+    }
+
+    /// Sets the moment at which the agent leaves for another node, if it belongs there.
+    fn plan_move(&self, link: &mut Link, servers: &Servers) {
+        let now = Instant::now();
+        let spread = u64::try_from(self.config.move_within.as_micros()).unwrap_or(u64::MAX).max(1);
+        link.leaves_at =
+            servers.belongs_elsewhere(now).then(|| now + Duration::from_micros(random() % spread));
     }
 
     fn check(&self, link: &Link) -> anyhow::Result<()> {
@@ -215,7 +238,12 @@ impl Sender {
                 self.send_facts(link)?;
             }
             // A second welcome says nothing new on this connection.
-            Some(sync_response::Body::Heartbeat(_) | sync_response::Body::Welcome(_)) | None => {}
+            Some(
+                sync_response::Body::Heartbeat(_)
+                | sync_response::Body::Welcome(_)
+                | sync_response::Body::Servers(_),
+            )
+            | None => {}
         }
         Ok(())
     }
@@ -252,6 +280,12 @@ impl Sender {
             link.facts_sent = Some(current);
         }
         Ok(())
+    }
+}
+
+async fn sleep_until(moment: Option<Instant>) {
+    if let Some(moment) = moment {
+        tokio::time::sleep_until(moment.into()).await;
     }
 }
 

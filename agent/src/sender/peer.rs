@@ -71,6 +71,12 @@ impl Peer {
         result
     }
 
+    /// One that names servers with its welcome.
+    pub(crate) fn naming(servers: Vec<String>) -> Arc<Self> {
+        let peer = Self::new(Manner::Commit);
+        Arc::new(Self { servers, ..Arc::into_inner(peer).unwrap() })
+    }
+
     fn manner(&self) -> Manner {
         *self.manner.lock().unwrap()
     }

@@ -34,6 +34,7 @@ impl Rig {
             silence_max: Duration::from_millis(400),
             backoff_min: Duration::from_millis(5),
             backoff_max: Duration::from_millis(20),
+            move_within: Duration::from_millis(20),
             ..Config::new(servers)
         };
         let sender =
@@ -200,6 +201,7 @@ async fn configuration_of_the_node_counts_when_it_is_valid() {
 
 #[test]
 fn servers_of_the_node_come_first_and_the_configured_ones_last() {
+    let now = Instant::now();
     let mut servers = Servers::new(vec!["a:1".into(), "b:1".into()]);
     assert_eq!(servers.current().as_deref(), Some("a:1"));
     servers.welcome("a:1", &["c:1".into(), "a:1".into()]);
@@ -207,9 +209,46 @@ fn servers_of_the_node_come_first_and_the_configured_ones_last() {
     let mut order = Vec::new();
     for _ in 0..4 {
         order.extend(servers.current());
-        servers.fail();
+        servers.fail(now, false);
     }
     assert_eq!(order, ["a:1", "b:1", "c:1", "a:1"]);
+    servers.welcome("vip:1", &["c:1".into()]);
+    assert_eq!(servers.list, ["c:1", "a:1", "b:1", "vip:1"]);
+    assert_eq!(servers.current().as_deref(), Some("vip:1"));
+}
+
+#[test]
+fn an_agent_belongs_to_the_first_server_that_a_node_named_unless_it_cannot_reach_it() {
+    let now = Instant::now();
+    let after = |seconds| now + Duration::from_secs(seconds);
+    let mut servers = Servers::new(vec!["a:1".into(), "b:1".into()]);
+    servers.fail(now, false);
+    servers.welcome("b:1", &[]);
+    assert!(!servers.belongs_elsewhere(after(100)), "the order of the configuration moves nobody");
+    servers.welcome("b:1", &["c:1".into(), "b:1".into()]);
+    assert!(servers.belongs_elsewhere(now));
+    servers.at = 0;
+    servers.fail(now, false);
+    assert!(!servers.belongs_elsewhere(after(9)) && servers.belongs_elsewhere(after(10)));
+    servers.at = 0;
+    servers.fail(after(10), false);
+    assert!(!servers.belongs_elsewhere(after(29)) && servers.belongs_elsewhere(after(30)));
+    servers.welcome("b:1", &["d:1".into(), "b:1".into()]);
+    assert!(servers.belongs_elsewhere(after(11)), "another first server");
+}
+
+#[tokio::test]
+async fn an_agent_goes_where_the_node_says_that_it_belongs() {
+    let home = Peer::new(Manner::Commit);
+    let (home_server, _home_task) = home.serve().await;
+    let guide = Peer::naming(vec![home_server]);
+    let (guide_server, _guide_task) = guide.serve().await;
+    let rig = Rig::start(vec![guide_server]);
+    until("the agent at home", || home.see(|seen| seen.hellos == 1)).await;
+    rig.append(2);
+    until("batches at home", || home.see(|seen| seen.batches.len() == 2)).await;
+    assert_eq!(guide.see(|seen| seen.hellos), 1);
+    rig.end().await;
 }
 
 #[test]

@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use metaflow_actors::controller::{self, Admission, FactsReply};
 use metaflow_wire::{
-    HeartbeatReply, Hello, ResendFacts, SyncRequest, SyncResponse, sync_request, sync_response,
+    HeartbeatReply, Hello, ResendFacts, Servers, SyncRequest, SyncResponse, sync_request, sync_response,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::{ANSWERS_MAX, Agents};
+use crate::node::Guide;
 
 /// Time for the first message; who says nothing is no agent.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
@@ -47,11 +51,26 @@ async fn serve(agents: &Agents, mut requests: Streaming<SyncRequest>, output: &O
     let Some(SyncRequest { body: Some(sync_request::Body::Hello(hello)) }) = first else {
         return Err(Status::failed_precondition("the first message must be a Hello"));
     };
-    let agent_id = greet(agents, hello, output).await?;
+    let region = hello.region.clone();
+    let mut guides = agents.guides.clone();
+    let guide = guides.borrow_and_update().clone();
+    let (agent_id, mut servers) = greet(agents, hello, &guide, output).await?;
+    let mut deadline = Instant::now() + SILENCE_MAX;
     loop {
-        let request = tokio::time::timeout(SILENCE_MAX, requests.message())
-            .await
-            .map_err(|_| Status::deadline_exceeded("no heartbeat came"))??;
+        let request = tokio::select! {
+            request = timeout_at(deadline, requests.message()) => {
+                request.map_err(|_| Status::deadline_exceeded("no heartbeat came"))??
+            }
+            Ok(()) = guides.changed() => {
+                let now = guides.borrow_and_update().servers(agent_id, &region);
+                if now != servers {
+                    servers.clone_from(&now);
+                    answer(output, sync_response::Body::Servers(Servers { servers: now })).await?;
+                }
+                continue;
+            }
+        };
+        deadline = Instant::now() + SILENCE_MAX;
         match request {
             None => return Ok(()),
             // A newer agent may say what this release does not know.
@@ -87,14 +106,23 @@ async fn handle(
     }
 }
 
-async fn greet(agents: &Agents, hello: Hello, output: &Output) -> Result<u32, Status> {
-    let Admission { welcome, config } = agents.controller.hello(hello).await.map_err(status)?;
+/// Answers with the id of the agent and the servers that it was told.
+async fn greet(
+    agents: &Agents,
+    hello: Hello,
+    guide: &Guide,
+    output: &Output,
+) -> Result<(u32, Vec<String>), Status> {
+    let region = hello.region.clone();
+    let Admission { mut welcome, config } = agents.controller.hello(hello).await.map_err(status)?;
     let agent_id = welcome.agent_id;
+    let servers = guide.servers(agent_id, &region);
+    welcome.servers.clone_from(&servers);
     answer(output, sync_response::Body::Welcome(welcome)).await?;
     if let Some(config) = config {
         answer(output, sync_response::Body::Config(config)).await?;
     }
-    Ok(agent_id)
+    Ok((agent_id, servers))
 }
 
 async fn answer(output: &Output, body: sync_response::Body) -> Result<(), Status> {

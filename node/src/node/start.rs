@@ -11,10 +11,11 @@ use metaflow_actors::{
 };
 use tokio::{net::TcpListener, task::JoinHandle};
 
-use super::{Folder, Parts, Running, pipeline::Pipeline};
+use super::{Folder, Parts, Running, guide, pipeline::Pipeline};
 use crate::{
     config::{self, Config},
     grpc::{self, Stop},
+    membership::Membership,
     metrics::Ingest,
 };
 
@@ -31,6 +32,7 @@ pub(super) struct Started {
     engine: Option<embedded::Engine>,
     pipeline: Pipeline,
     grpc: JoinHandle<()>,
+    guide: JoinHandle<()>,
     stop: Stop,
 }
 
@@ -40,6 +42,7 @@ pub(super) async fn start(
     folder: &Folder,
     parts: &Parts,
     metrics: &Ingest,
+    membership: &Membership,
     (grpc_listener, door): (TcpListener, grpc::Door),
 ) -> anyhow::Result<Started> {
     parts.stage("opening the node's database");
@@ -54,6 +57,7 @@ pub(super) async fn start(
     let budget = Budget::new(memory.rows);
     let pipeline = Pipeline::start(config, disk, store.clone(), budget.clone()).await?;
     let stop = Stop::default();
+    let (guides, guide) = guide::follow(membership.view(), pipeline.dictionary.clone());
     let agents = grpc::Agents {
         controller: pipeline.controller.clone(),
         dictionary: pipeline.dictionary.clone(),
@@ -62,6 +66,7 @@ pub(super) async fn start(
         metrics: metrics.clone(),
         stop: stop.clone(),
         streams: Arc::default(),
+        guides,
     };
     let querier = Querier::new(store.clone(), querier_config(&config.query));
     parts.running(Running {
@@ -82,7 +87,7 @@ pub(super) async fn start(
             tracing::error!(error = &error as &dyn std::error::Error, "the gRPC server ended");
         }
     });
-    Ok(Started { engine, pipeline, grpc, stop })
+    Ok(Started { engine, pipeline, grpc, guide, stop })
 }
 
 fn querier_config(query: &config::Query) -> querier::Config {
@@ -142,7 +147,7 @@ async fn make_tables(config: &Config, parts: &Parts, store: &Store) -> anyhow::R
 impl Started {
     /// Stops in the order of the row path; gives up waiting after `within`, since the write-ahead log has what is left.
     pub(super) async fn stop(self, within: Duration) {
-        let Self { engine, pipeline, grpc, stop } = self;
+        let Self { engine, pipeline, grpc, guide, stop } = self;
         stop.taking.cancel();
         pipeline.flush(within).await;
         stop.serving.cancel();
@@ -151,6 +156,7 @@ impl Started {
             // Agents that do not read their answers: they will send again what they do not know to be stored.
             grpc_end.abort();
         }
+        guide.abort();
         pipeline.stop(ACTORS_END_WITHIN).await;
         if let Some(engine) = engine {
             engine.stop().await;

@@ -1,0 +1,92 @@
+//! What the view of the cluster means for this node: where agents belong, and whether it may name things.
+//!
+//! The view changes with each word of gossip; the guide only when who does what changes. A node that is alone guides nobody.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+
+use metaflow_actors::{
+    dictionary::{Dictionary, NodeId},
+    placement::{self, Placement, shard_of},
+};
+use tokio::{sync::watch, task::JoinHandle};
+
+use crate::membership::View;
+
+/// Who serves whom, as of one view.
+#[derive(Debug, Default)]
+pub(crate) struct Guide {
+    /// None: a cluster of one.
+    placement: Option<Placement>,
+    /// Where agents reach the nodes.
+    grpc: HashMap<NodeId, SocketAddr>,
+    /// Of the own node.
+    region: String,
+}
+
+/// The guide now and every later one.
+pub(crate) type Guides = watch::Receiver<Arc<Guide>>;
+
+impl Guide {
+    /// The servers of an agent, the preferred first; empty: those of its own configuration. `region` may be empty.
+    pub(crate) fn servers(&self, agent_id: u32, region: &str) -> Vec<String> {
+        let Some(placement) = &self.placement else { return vec![] };
+        let region = if region.is_empty() { &self.region } else { region };
+        let servers = placement.servers(region, shard_of(agent_id));
+        servers.iter().filter_map(|node| self.grpc.get(&node)).map(SocketAddr::to_string).collect()
+    }
+}
+
+/// What of a view the guide depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Basis {
+    placement: placement::View,
+    grpc: HashMap<NodeId, SocketAddr>,
+    region: String,
+    own_id_is_shared: bool,
+}
+
+impl Basis {
+    fn of(view: &View) -> Self {
+        let grpc = view
+            .live()
+            .filter_map(|member| Some((NodeId::new(member.node_id)?, member.facts.grpc?)))
+            .collect();
+        let region = view.member(view.own).map(|own| own.facts.region.clone()).unwrap_or_default();
+        let own_id_is_shared = view.own_id_is_shared();
+        Self { placement: view.placement(), grpc, region, own_id_is_shared }
+    }
+
+    fn guide(self) -> Guide {
+        let Self { placement, grpc, region, own_id_is_shared: _ } = self;
+        let placement = (placement.members.len() > 1).then(|| Placement::new(&placement));
+        Guide { placement, grpc, region }
+    }
+}
+
+/// Follows the view until membership ends or the task is aborted.
+pub(super) fn follow(
+    mut views: watch::Receiver<Arc<View>>,
+    dictionary: Dictionary,
+) -> (Guides, JoinHandle<()>) {
+    let (sender, guides) = watch::channel(Arc::<Guide>::default());
+    let task = tokio::spawn(async move {
+        let mut known = None;
+        loop {
+            let basis = Basis::of(&views.borrow_and_update());
+            if known.as_ref() != Some(&basis) {
+                dictionary.suspend(basis.own_id_is_shared);
+                known = Some(basis.clone());
+                match tokio::task::spawn_blocking(|| basis.guide()).await {
+                    Ok(guide) => {
+                        sender.send_replace(Arc::new(guide));
+                    }
+                    Err(error) => tracing::error!(%error, "placement failed: agents stay where they are"),
+                }
+            }
+            if views.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    (guides, task)
+}
