@@ -44,7 +44,8 @@ demo_stop() {
         demo_kill -KILL -- "-$pid"
         wait "$pid" 2>/dev/null || true
     done
-    rm -rf "$DEMO"
+    # Through sudo the agent's files belong to root.
+    rm -rf "$DEMO" 2>/dev/null || as_root rm -rf --one-file-system "$DEMO"
 }
 
 # demo_fail WHAT NAME: shows the end of the log of the child that did not do what it should.

@@ -126,7 +126,7 @@ fn service(snapshot: &Snapshot, names: &Dictionary, agent_id: u32) -> Option<Str
 }
 
 #[tokio::test]
-async fn an_agent_keeps_the_id_of_another_node_and_nobody_gets_anothers() {
+async fn an_agent_keeps_the_id_of_another_node_and_none_gets_that_of_another_agent() {
     let folder = tempfile::tempdir().unwrap();
     let disk = Disk::open(folder.path()).unwrap();
     let names = dictionary(&disk);

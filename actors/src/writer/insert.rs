@@ -1,7 +1,7 @@
 //! One block into the store: tries until it is stored or refused for good.
 //!
-//! A token makes a repeated insert harmless while the store runs. But the store notes a token before it stores the rows: a crash or a
-//! full disk can keep the token and lose them. So a token is used for one run of the store only, and when a try with it has failed, the
+//! A token makes a repeated insert harmless while the store runs. But the store notes a token before it stores the rows (ClickHouse,
+//! `MergeTreeSink::finishDelayedChunk`): a crash or a full disk can keep the token and lose them. So a token is used for one run of the store only, and when a try with it has failed, the
 //! success of a later one is believed only after the rows themselves were looked up.
 
 use std::{collections::HashSet, sync::Arc};
