@@ -38,11 +38,19 @@ pub struct Config {
     pub age_max: Duration,
     /// Batches that may wait for one table; at least as many as the memory budget can let in, or the labeler waits.
     pub queue_max: usize,
+    /// Other nodes insert into the same tables, and may have the same batch in their logs.
+    pub is_shared: bool,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { rows_max: 65_536, bytes_max: 64 << 20, age_max: Duration::from_secs(1), queue_max: 65_536 }
+        Self {
+            rows_max: 65_536,
+            bytes_max: 64 << 20,
+            age_max: Duration::from_secs(1),
+            queue_max: 65_536,
+            is_shared: false,
+        }
     }
 }
 
@@ -91,6 +99,7 @@ impl Writer {
                 before_insert: Arc::clone(&before_insert),
                 metrics: Arc::clone(&metrics),
                 index,
+                is_shared: config.is_shared,
             };
             let batcher = Batcher::new(config.clone(), inserter, Arc::clone(&report));
             batchers.push(tokio::spawn(batcher.run(receiver)));

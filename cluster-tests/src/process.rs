@@ -55,10 +55,15 @@ impl Node {
 
     /// A node that is not started yet.
     pub fn configure(folder: &Path, configuration: &str) -> Result<Self> {
+        Self::configure_member(folder, 1, configuration)
+    }
+
+    /// One of several, by its `node_id`.
+    pub fn configure_member(folder: &Path, node_id: u16, configuration: &str) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let (http_port, grpc_port) = (free_port(), free_port());
         let text = format!(
-            "data_dir = \"{}\"\n[http]\nlisten = \"127.0.0.1:{http_port}\"\n[grpc]\nlisten = \"127.0.0.1:{grpc_port}\"\n{configuration}\n",
+            "node_id = {node_id}\ndata_dir = \"{}\"\n[http]\nlisten = \"127.0.0.1:{http_port}\"\n[grpc]\nlisten = \"127.0.0.1:{grpc_port}\"\n{configuration}\n",
             folder.join("data").display()
         );
         std::fs::write(folder.join("node.toml"), text)?;

@@ -44,6 +44,16 @@ impl Block {
         self.pieces.iter().filter(|piece| piece.uncertain).map(|piece| piece.id).collect()
     }
 
+    /// The certain batches together, and each uncertain one alone.
+    pub(super) fn apart(self) -> Vec<Self> {
+        if self.pieces.iter().all(|piece| !piece.uncertain) {
+            return vec![self];
+        }
+        let certain: Vec<_> = self.pieces.iter().filter(|piece| !piece.uncertain).collect();
+        let alone = self.pieces.iter().filter(|piece| piece.uncertain);
+        self.pick(&certain).into_iter().chain(alone.filter_map(|piece| self.pick(&[piece]))).collect()
+    }
+
     /// Takes the batches out that are stored; none when nothing is left. The rest is certain now.
     pub(super) fn without(self, stored: &HashSet<BatchId>) -> Option<Self> {
         let mut left = if stored.is_empty() {
@@ -131,6 +141,21 @@ mod tests {
     fn seqs(block: &Block) -> Vec<u64> {
         let Rows::Network(_, network) = &block.rows else { panic!("another table") };
         network.interval.batch_seq.clone()
+    }
+
+    #[test]
+    fn uncertain_batches_stand_alone_with_their_own_rows() {
+        let mut block = None::<Block>;
+        for (seq, uncertain) in [(1, false), (2, true), (3, false), (4, true)] {
+            let (id, rows) = batch(seq, &[0, 1]);
+            let next = Block::new(0, id, uncertain, rows);
+            match &mut block {
+                None => block = Some(next),
+                Some(block) => block.append(next).unwrap(),
+            }
+        }
+        let apart: Vec<_> = block.unwrap().apart().iter().map(seqs).collect();
+        assert_eq!(apart, [vec![1, 1, 3, 3], vec![2, 2], vec![4, 4]]);
     }
 
     #[test]

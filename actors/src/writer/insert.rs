@@ -4,12 +4,20 @@
 //! `MergeTreeSink::finishDelayedChunk`): a crash or a full disk can keep the token and lose them. So a token is used for one run of the store only, and when a try with it has failed, the
 //! success of a later one is believed only after the rows themselves were looked up.
 
+//!
+//! A batch that an agent sent to two nodes is in two logs, and both may find that the store has it not. Such a batch is uncertain in both.
+//! Where nodes share a store, it is inserted alone, with a token that both make of its number: the store takes one of the two.
+
 use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
 use metaflow_schema::Table;
 
-use super::{BeforeInsert, Metrics, Pause, Settled, block::Block, metrics::reason as metrics_reason};
+use super::{
+    BeforeInsert, Metrics, Pause, Settled,
+    block::{Block, Piece},
+    metrics::reason as metrics_reason,
+};
 use crate::{
     rows::BatchId,
     store::{Error, Insert, Store},
@@ -25,12 +33,15 @@ pub(super) struct Inserter {
     pub(super) metrics: Arc<Metrics>,
     /// Of the table, in `TABLES`.
     pub(super) index: usize,
+    pub(super) is_shared: bool,
 }
 
 /// A block under way.
 struct Work {
     block: Arc<Block>,
     token: String,
+    /// Tries at a batch that other nodes may insert, too: they count alike, so their tokens are the same.
+    claim: Option<u32>,
     /// A try with this token failed: the store may take the next for a repetition and store nothing.
     token_used: bool,
     /// The try whose outcome is unknown.
@@ -48,7 +59,11 @@ impl Inserter {
             tracing::warn!(table = self.table.name, error, "rows wait for the dictionary to be stored");
             pause.wait().await;
         }
-        let mut todo = vec![self.work(block)];
+        let mut todo: Vec<_> = if self.is_shared {
+            block.apart().into_iter().map(|block| self.work(block)).collect()
+        } else {
+            vec![self.work(block)]
+        };
         while let Some(work) = todo.pop() {
             self.finish(work, &mut todo, &mut settled).await;
         }
@@ -56,13 +71,35 @@ impl Inserter {
     }
 
     fn work(&self, block: Block) -> Work {
-        let token = self.store.query_id();
-        Work { block: Arc::new(block), token, token_used: false, unknown: None, refusals: 0 }
+        let claim = match &block.pieces[..] {
+            [piece] if self.is_shared && piece.uncertain => Some(0),
+            _ => None,
+        };
+        let mut work = Work {
+            block: Arc::new(block),
+            token: String::new(),
+            claim,
+            token_used: false,
+            unknown: None,
+            refusals: 0,
+        };
+        self.renew_token(&mut work);
+        work
     }
 
     fn renew_token(&self, work: &mut Work) {
-        work.token = self.store.query_id();
-        work.token_used = false;
+        match (&mut work.claim, work.block.pieces.first()) {
+            (Some(claim), Some(Piece { id, .. })) => {
+                work.token = format!("batch.{}.{}.{}.{claim}", id.agent_id, id.seq, work.block.partition);
+                *claim += 1;
+                // Success may be another node's: it counts when the rows are there.
+                work.token_used = true;
+            }
+            _ => {
+                work.token = self.store.query_id();
+                work.token_used = false;
+            }
+        }
     }
 
     /// Brings one block to its end, or splits it in two.
@@ -153,14 +190,18 @@ impl Inserter {
                 .filter(|piece| stored.contains(&piece.id))
                 .map(|piece| (piece.id, Ok(()))),
         );
-        let Work { block, token, token_used, unknown, refusals } = work;
+        let Work { block, token, claim, token_used, unknown, refusals } = work;
         let left = Arc::unwrap_or_clone(block).without(&stored);
-        Ok(left.map(|block| Work { block: Arc::new(block), token, token_used, unknown, refusals }))
+        Ok(left.map(|block| Work { block: Arc::new(block), token, claim, token_used, unknown, refusals }))
     }
 
     /// Answers with the size of the body.
     async fn insert(&self, work: &Work, query_id: &str) -> Result<usize, Error> {
-        let run = self.store.run().await?;
+        let token = match work.claim {
+            // The same for all nodes, who may name a run differently; the rows are looked up afterwards.
+            Some(_) => work.token.clone(),
+            None => format!("{}.{}", work.token, self.store.run().await?),
+        };
         let block = Arc::clone(&work.block);
         let encoded = tokio::task::spawn_blocking(move || block.rows.encode_native()).await;
         let body = match encoded {
@@ -169,7 +210,6 @@ impl Inserter {
             Err(error) => return Err(Error::Setup(format!("the encoder failed: {error}"))),
         };
         let bytes = body.len();
-        let token = format!("{}.{run}", work.token);
         let insert = Insert { table: self.table, block: body, token, query_id: query_id.to_owned() };
         self.store.insert(&insert).await?;
         Ok(bytes)

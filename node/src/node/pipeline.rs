@@ -59,8 +59,9 @@ impl Pipeline {
             .context("failed to open the write-ahead log")?;
         let report = ingester.ingester().report();
         let before_insert = before_insert(dictionary.clone(), store.clone());
-        let writer_actors =
-            Writer::start(store, writer::Config::default(), before_insert, Arc::clone(&report)).await;
+        let writer_config =
+            writer::Config { is_shared: !config.cluster.seeds.is_empty(), ..writer::Config::default() };
+        let writer_actors = Writer::start(store, writer_config, before_insert, Arc::clone(&report)).await;
         let labeler = Labeler::new(labeler::Config::default(), dictionary.clone(), controller.snapshot());
         let counters = labeler.counters();
         let (labelled, writer_input) = mpsc::channel(QUEUE_MAX);
