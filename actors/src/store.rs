@@ -93,6 +93,8 @@ struct Shared {
     client: Client,
     /// Names this node's queries: `metaflow-<node>-`.
     prefix: String,
+    /// Tells this process's queries from those of every other life of the node.
+    life: u64,
     queries: AtomicU64,
     /// Of the embedded engine.
     process: Option<watch::Receiver<Option<u32>>>,
@@ -120,6 +122,8 @@ impl Store {
             shared: Arc::new(Shared {
                 client: Client::new(servers),
                 prefix: format!("metaflow-{node_id}-"),
+                // Tokens are remembered by the tables across all restarts: a name that came twice would cost the rows of a block.
+                life: std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), node_id),
                 queries: AtomicU64::new(0),
                 process,
                 start: std::sync::Mutex::new(None),
@@ -194,10 +198,11 @@ impl Store {
         self.shared.client.execute(&format!("KILL QUERY WHERE query_id = '{query_id}' SYNC"), &[]).await
     }
 
-    /// A new name for a query of this node.
+    /// A new name for a query of this node, which it never had and never will have again.
     pub fn query_id(&self) -> String {
         let number = self.shared.queries.fetch_add(1, Ordering::Relaxed);
-        format!("{}{number}", self.shared.prefix)
+        let Shared { prefix, life, .. } = &*self.shared;
+        format!("{prefix}{life:016x}-{number}")
     }
 
     /// Names the run of the store: another name after each of its restarts. A crash may leave a token without its block, so a token is
@@ -260,6 +265,19 @@ mod tests {
     use metaflow_schema::tables::{L7_FLOW_LOG, NETWORK_1M};
 
     use super::*;
+
+    #[test]
+    fn no_two_lives_of_a_node_name_a_query_alike() {
+        let store = || {
+            let servers =
+                Servers { urls: vec![], user: String::new(), password: String::new(), compress: false };
+            Store::servers(servers, 1)
+        };
+        let (one, other) = (store(), store());
+        let names: HashSet<_> = (0..50).flat_map(|_| [one.query_id(), other.query_id()]).collect();
+        assert_eq!(names.len(), 100);
+        assert!(names.iter().all(|name| name.starts_with("metaflow-1-")), "or they could not be ended");
+    }
 
     #[test]
     fn the_ledger_is_asked_for_one_partition() {
