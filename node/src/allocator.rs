@@ -2,7 +2,7 @@
 //!
 //! glibc gives each thread an arena, up to eight a core. Batches are made by one thread and freed by another, so what is free in one
 //! arena is of no use to the next: with a budget of 192 MiB, 600 MiB were resident after a minute of catching up, and 164 MiB with a
-//! single arena. (mimalloc took 270 MiB of the same load.) Small blocks come from caches of each thread, so one arena costs little.
+//! single arena. (mimalloc took 292 MiB of the same load.) Small blocks come from caches of each thread, so one arena costs little.
 //! The setting is read from the environment when a process starts: so the program replaces itself once, before it has any thread.
 
 use std::{env, os::unix::process::CommandExt as _, process::Command};
