@@ -6,7 +6,7 @@
 
 mod connection;
 mod ingest;
-#[allow(dead_code, reason = "the calls between nodes use it")]
+pub(crate) mod nodes;
 mod secret;
 mod sync;
 
@@ -16,6 +16,7 @@ use metaflow_actors::{controller::Controller, dictionary::Dictionary, ingester::
 use metaflow_wire::{
     Batch, MESSAGE_BYTES_MAX, SyncRequest,
     agent_service_server::{AgentService, AgentServiceServer},
+    node_service_server::NodeServiceServer,
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
@@ -63,9 +64,14 @@ pub(crate) struct Stop {
 pub(crate) async fn serve(
     listener: TcpListener,
     agents: Agents,
+    secret: Option<Secret>,
     door: Door,
 ) -> Result<(), tonic::transport::Error> {
     let stop = agents.stop.serving.clone();
+    let nodes = nodes::Nodes { dictionary: agents.dictionary.clone(), secret };
+    let nodes = NodeServiceServer::new(nodes)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let service = AgentServiceServer::new(agents)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -75,6 +81,7 @@ pub(crate) async fn serve(
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(service)
+        .add_service(nodes)
         .serve_with_incoming_shutdown(connection::incoming(listener, door), stop.cancelled_owned())
         .await
 }

@@ -15,6 +15,7 @@ mod logging;
 pub mod membership;
 mod metrics;
 mod node;
+mod peers;
 mod plain;
 mod secrets;
 mod tokens;

@@ -6,7 +6,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use metaflow_actors::{
     dictionary::{Dictionary, NodeId},
-    placement::{self, Placement, shard_of},
+    placement::{self, PartitionId, Placement, shard_of},
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -26,6 +26,25 @@ pub(crate) struct Guide {
 /// The guide now and every later one.
 pub(crate) type Guides = watch::Receiver<Arc<Guide>>;
 
+#[cfg(test)]
+impl Guide {
+    /// Ready nodes without zones, at these addresses.
+    pub(crate) fn of(nodes: &[(NodeId, SocketAddr)]) -> Self {
+        let member = |node_id| placement::Member {
+            node_id,
+            state: placement::State::Ready,
+            eligible: true,
+            region: String::new(),
+            zone: String::new(),
+            weight: 1,
+        };
+        let members = nodes.iter().map(|(node, _)| member(*node)).collect();
+        let grpc = nodes.iter().copied().collect();
+        let placement = placement::View { members };
+        Basis { placement, grpc, region: String::new(), own_id_is_shared: false }.guide()
+    }
+}
+
 impl Guide {
     /// The servers of an agent, the preferred first; empty: those of its own configuration. `region` may be empty.
     pub(crate) fn servers(&self, agent_id: u32, region: &str) -> Vec<String> {
@@ -33,6 +52,29 @@ impl Guide {
         let region = if region.is_empty() { &self.region } else { region };
         let servers = placement.servers(region, shard_of(agent_id));
         servers.iter().filter_map(|node| self.grpc.get(&node)).map(SocketAddr::to_string).collect()
+    }
+}
+
+impl Guide {
+    /// The owner of a partition of the dictionary, and where it is; none in a cluster of one.
+    pub(crate) fn owner(&self, partition: PartitionId) -> Option<(NodeId, SocketAddr)> {
+        let node = self.placement.as_ref()?.owners(partition).owner()?;
+        Some((node, *self.grpc.get(&node)?))
+    }
+
+    /// Every node that can be called, by its id.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = (NodeId, SocketAddr)> {
+        let mut nodes: Vec<_> = self.grpc.iter().map(|(node, address)| (*node, *address)).collect();
+        nodes.sort_unstable();
+        nodes.into_iter()
+    }
+
+    /// The partitions that two nodes hold both.
+    pub(crate) fn shared(&self, one: NodeId, other: NodeId) -> Vec<PartitionId> {
+        let Some(placement) = &self.placement else { return vec![] };
+        let holds =
+            |partition: PartitionId, node| placement.owners(partition).iter().any(|holder| holder == node);
+        PartitionId::all().filter(|partition| holds(*partition, one) && holds(*partition, other)).collect()
     }
 }
 

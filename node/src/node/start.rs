@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use metaflow_actors::{
+    dictionary::NodeId,
     disk::Disk,
     memory::Budget,
     querier::{self, Querier},
@@ -17,6 +18,7 @@ use crate::{
     grpc::{self, Stop},
     membership::Membership,
     metrics::Ingest,
+    peers::Peers,
 };
 
 /// Time for agents to take their last acknowledgements.
@@ -32,7 +34,8 @@ pub(super) struct Started {
     engine: Option<embedded::Engine>,
     pipeline: Pipeline,
     grpc: JoinHandle<()>,
-    guide: JoinHandle<()>,
+    /// Of the cluster's view.
+    followers: [JoinHandle<()>; 2],
     stop: Stop,
 }
 
@@ -58,6 +61,11 @@ pub(super) async fn start(
     let pipeline = Pipeline::start(config, disk, store.clone(), budget.clone()).await?;
     let stop = Stop::default();
     let (guides, guide) = guide::follow(membership.view(), pipeline.dictionary.clone());
+    let secret = config.cluster.secret_file.clone().map(grpc::Secret::load).transpose()?;
+    let own = NodeId::new(config.node_id).context("node_id is out of range")?;
+    let peers = Peers::new(own, guides.clone(), secret.clone(), config.tls.peers()?);
+    pipeline.dictionary.set_owners(Arc::new(peers.clone()));
+    let names = tokio::spawn(peers.keep_alike(pipeline.dictionary.clone()));
     let agents = grpc::Agents {
         controller: pipeline.controller.clone(),
         dictionary: pipeline.dictionary.clone(),
@@ -81,13 +89,13 @@ pub(super) async fn start(
         writer: Arc::clone(&pipeline.writer),
         streams: Arc::clone(&agents.streams),
     });
-    let serving = grpc::serve(grpc_listener, agents, door);
+    let serving = grpc::serve(grpc_listener, agents, secret, door);
     let grpc = tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the gRPC server ended");
         }
     });
-    Ok(Started { engine, pipeline, grpc, guide, stop })
+    Ok(Started { engine, pipeline, grpc, followers: [guide, names], stop })
 }
 
 fn querier_config(query: &config::Query) -> querier::Config {
@@ -147,7 +155,7 @@ async fn make_tables(config: &Config, parts: &Parts, store: &Store) -> anyhow::R
 impl Started {
     /// Stops in the order of the row path; gives up waiting after `within`, since the write-ahead log has what is left.
     pub(super) async fn stop(self, within: Duration) {
-        let Self { engine, pipeline, grpc, guide, stop } = self;
+        let Self { engine, pipeline, grpc, followers, stop } = self;
         stop.taking.cancel();
         pipeline.flush(within).await;
         stop.serving.cancel();
@@ -156,7 +164,9 @@ impl Started {
             // Agents that do not read their answers: they will send again what they do not know to be stored.
             grpc_end.abort();
         }
-        guide.abort();
+        for follower in followers {
+            follower.abort();
+        }
         pipeline.stop(ACTORS_END_WITHIN).await;
         if let Some(engine) = engine {
             engine.stop().await;

@@ -1,0 +1,317 @@
+//! What this node asks other nodes about names: ids from their owners, and, round by round, what it and they do not know of the
+//! partitions that both hold.
+//!
+//! Nothing waits for others for long: an owner that does not answer within a moment is left alone for a while, and names get an id of
+//! this node, an alias, which its owner hears of later.
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use metaflow_actors::{
+    dictionary::{Dictionary, Entry, NodeId, Owners},
+    placement::{PartitionId, partition_of},
+};
+use metaflow_schema::enums::Kind;
+use metaflow_wire::{
+    CompareRequest, LearnRequest, MESSAGE_BYTES_MAX, Name, NameIdsRequest, PartitionDigest,
+    node_service_client::NodeServiceClient,
+};
+use tonic::{
+    Request, Status,
+    metadata::MetadataMap,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+use crate::{
+    grpc::{Secret, nodes},
+    node::{Guide, Guides},
+};
+
+/// Time for an owner to answer; labelling waits for it.
+const ASK_WITHIN: Duration = Duration::from_millis(300);
+/// Time for the answers that nothing waits for.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// Who did not answer is left alone for so long.
+const LEAVE_ALONE: Duration = Duration::from_secs(1);
+/// Between two rounds of comparing.
+const ROUND: Duration = Duration::from_secs(1);
+/// Names whose owners did not hear of them yet. What is forgotten beyond this comes to them when a node compares or asks again.
+const STRAYS_MAX: usize = 100_000;
+
+type Client = NodeServiceClient<InterceptedService<Channel, Shown>>;
+
+/// The other nodes; clones share connections.
+#[derive(Clone)]
+pub(crate) struct Peers {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    own: NodeId,
+    guides: Guides,
+    secret: Option<Secret>,
+    tls: Option<metaflow_tls::Client>,
+    runtime: tokio::runtime::Handle,
+    links: Mutex<HashMap<SocketAddr, Link>>,
+    strays: Mutex<HashSet<(Kind, String)>>,
+}
+
+struct Link {
+    client: Client,
+    alone_until: Option<Instant>,
+}
+
+/// Shows the secret where there is one.
+#[derive(Clone)]
+struct Shown(Option<Secret>);
+
+impl Interceptor for Shown {
+    fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
+        match &mut self.0 {
+            Some(secret) => secret.call(request),
+            None => {
+                let (_, extensions, ()) = request.into_parts();
+                Ok(Request::from_parts(MetadataMap::new(), extensions, ()))
+            }
+        }
+    }
+}
+
+impl Peers {
+    /// To be called within the runtime that calls are made in.
+    pub(crate) fn new(
+        own: NodeId,
+        guides: Guides,
+        secret: Option<Secret>,
+        tls: Option<metaflow_tls::Client>,
+    ) -> Self {
+        let inner = Inner {
+            own,
+            guides,
+            secret,
+            tls,
+            runtime: tokio::runtime::Handle::current(),
+            links: Mutex::default(),
+            strays: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    fn guide(&self) -> Arc<Guide> {
+        self.inner.guides.borrow().clone()
+    }
+
+    /// A client of a node; none while it is left alone.
+    fn client(&self, address: SocketAddr) -> Option<Client> {
+        let mut links = self.inner.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(&address) {
+            let is_alone = link.alone_until.is_some_and(|until| Instant::now() < until);
+            return (!is_alone).then(|| link.client.clone());
+        }
+        let scheme = if self.inner.tls.is_some() { "https" } else { "http" };
+        let endpoint =
+            Endpoint::from_shared(format!("{scheme}://{address}")).ok()?.connect_timeout(ASK_WITHIN);
+        let channel = match &self.inner.tls {
+            Some(tls) => endpoint.connect_with_connector_lazy(tls.connector()),
+            None => endpoint.connect_lazy(),
+        };
+        let client = NodeServiceClient::with_interceptor(channel, Shown(self.inner.secret.clone()))
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        links.insert(address, Link { client: client.clone(), alone_until: None });
+        Some(client)
+    }
+
+    fn note(&self, address: SocketAddr, has_answered: bool) {
+        let mut links = self.inner.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get_mut(&address) {
+            link.alone_until = (!has_answered).then(|| Instant::now() + LEAVE_ALONE);
+        }
+    }
+
+    /// Forgets the connections of nodes that are gone.
+    fn forget(&self, guide: &Guide) {
+        let known: HashSet<SocketAddr> = guide.nodes().map(|(_, address)| address).collect();
+        let mut links = self.inner.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|address, _| known.contains(address));
+    }
+
+    /// Asks one owner; none when it does not answer as it should.
+    async fn name_ids(&self, address: SocketAddr, names: Vec<Name>, within: Duration) -> Option<Vec<u32>> {
+        let mut client = self.client(address)?;
+        let count = names.len();
+        let answer = tokio::time::timeout(within, client.name_ids(NameIdsRequest { names })).await;
+        let ids = match answer {
+            Ok(Ok(answer)) => Some(answer.into_inner().ids).filter(|ids| ids.len() == count),
+            Ok(Err(status)) => {
+                tracing::debug!(%address, %status, "the owner of names did not name them");
+                None
+            }
+            Err(_) => None,
+        };
+        self.note(address, ids.is_some());
+        ids
+    }
+
+    fn add_strays(&self, names: impl Iterator<Item = (Kind, String)>) {
+        let mut strays = self.inner.strays.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = STRAYS_MAX.saturating_sub(strays.len());
+        strays.extend(names.take(room));
+    }
+
+    /// Compares what is held and tells strays, until it is aborted.
+    pub(crate) async fn keep_alike(self, dictionary: Dictionary) {
+        let mut rounds = tokio::time::interval(ROUND);
+        rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        for round in 0_usize.. {
+            rounds.tick().await;
+            let guide = self.guide();
+            self.forget(&guide);
+            self.tell_strays(&guide, &dictionary).await;
+            let others: Vec<_> = guide.nodes().filter(|(node, _)| *node != self.inner.own).collect();
+            let Some((node, address)) = others.get(round % others.len().max(1)) else { continue };
+            let shared = guide.shared(self.inner.own, *node);
+            if let Err(status) = self.compare(*address, &shared, &dictionary).await {
+                tracing::debug!(%address, %status, "names could not be compared");
+                self.note(*address, false);
+            }
+        }
+    }
+
+    /// Makes both ends know what either knew of some partitions. Ends when they are alike.
+    async fn compare(
+        &self,
+        address: SocketAddr,
+        shared: &[PartitionId],
+        dictionary: &Dictionary,
+    ) -> Result<(), Status> {
+        let mut left: Vec<PartitionId> = shared.to_vec();
+        while !left.is_empty() {
+            let Some(mut client) = self.client(address) else { return Ok(()) };
+            let digests = left.iter().map(|partition| {
+                let digest = dictionary.digest(*partition);
+                PartitionDigest {
+                    partition: partition.get().into(),
+                    entries: digest.entries,
+                    hash: digest.hash,
+                }
+            });
+            let request = CompareRequest { partitions: digests.collect() };
+            let answer = timely(client.compare(request)).await?.into_inner();
+            let some: Vec<PartitionId> = answer
+                .partitions
+                .iter()
+                .filter_map(|number| PartitionId::new(u16::try_from(*number).ok()?))
+                .collect();
+            // Who names a partition that was not asked for would make this go on for ever.
+            let before = left.len();
+            left.retain(|partition| !some.contains(partition));
+            if some.is_empty() || left.len() == before {
+                return Ok(());
+            }
+            let theirs: HashSet<(u32, u32)> =
+                answer.entries.iter().map(|entry| (entry.kind, entry.id)).collect();
+            let names = dictionary.clone();
+            let ours = tokio::task::spawn_blocking(move || {
+                nodes::learn(&names, answer.entries)?;
+                names.entries(&some).map_err(|error| Status::unavailable(error.to_string()))
+            })
+            .await
+            .map_err(|error| Status::internal(error.to_string()))??;
+            let lacking: Vec<_> = ours
+                .into_iter()
+                .map(nodes::to_wire)
+                .filter(|entry| !theirs.contains(&(entry.kind, entry.id)))
+                .collect();
+            for entries in lacking.chunks(nodes::ENTRIES_MAX as usize) {
+                timely(client.learn(LearnRequest { entries: entries.to_vec() })).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells owners of names that were named here in their absence; learns what they call them.
+    async fn tell_strays(&self, guide: &Guide, dictionary: &Dictionary) {
+        let strays = std::mem::take(&mut *self.inner.strays.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut by_owner: HashMap<SocketAddr, Vec<(Kind, String)>> = HashMap::new();
+        for (kind, name) in strays {
+            if let Some((node, address)) = guide.owner(partition_of(kind, &name))
+                && node != self.inner.own
+            {
+                by_owner.entry(address).or_default().push((kind, name));
+            }
+        }
+        for (address, strays) in by_owner {
+            for strays in strays.chunks(nodes::NAMES_MAX) {
+                let names = strays
+                    .iter()
+                    .map(|(kind, name)| Name {
+                        kind: *kind as u32,
+                        name: name.clone(),
+                        id: dictionary.lookup(*kind, name).unwrap_or(0),
+                    })
+                    .collect();
+                let Some(ids) = self.name_ids(address, names, ANSWER_WITHIN).await else {
+                    self.add_strays(strays.iter().cloned());
+                    continue;
+                };
+                let entries: Vec<Entry> = strays
+                    .iter()
+                    .zip(ids)
+                    .map(|((kind, name), id)| Entry { kind: *kind, id, name: name.clone() })
+                    .collect();
+                let names = dictionary.clone();
+                let learnt = tokio::task::spawn_blocking(move || names.learn(&entries, false)).await;
+                if !matches!(learnt, Ok(Ok(_))) {
+                    self.add_strays(strays.iter().cloned());
+                }
+            }
+        }
+    }
+}
+
+async fn timely<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {
+    tokio::time::timeout(ANSWER_WITHIN, call)
+        .await
+        .unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer came in time")))
+}
+
+impl Owners for Peers {
+    fn ask(&self, names: &[(Kind, &str)]) -> Vec<Option<u32>> {
+        let mut told = vec![None; names.len()];
+        let guide = self.guide();
+        let mut by_owner: HashMap<SocketAddr, Vec<usize>> = HashMap::new();
+        for (at, (kind, name)) in names.iter().enumerate() {
+            if let Some((node, address)) = guide.owner(partition_of(*kind, name))
+                && node != self.inner.own
+            {
+                by_owner.entry(address).or_default().push(at);
+            }
+        }
+        let questions = by_owner.into_iter().map(async |(address, places)| {
+            let asked = places.iter().take(nodes::NAMES_MAX);
+            let asked = asked.map(|at| (names[*at].0, names[*at].1.to_owned()));
+            let wanted = asked.map(|(kind, name)| Name { kind: kind as u32, name, id: 0 }).collect();
+            (self.name_ids(address, wanted, ASK_WITHIN).await, places)
+        });
+        for (ids, places) in self.inner.runtime.block_on(futures::future::join_all(questions)) {
+            match ids {
+                Some(ids) => {
+                    for (at, id) in places.into_iter().zip(ids) {
+                        told[at] = Some(id).filter(|id| *id != 0);
+                    }
+                }
+                None => self.add_strays(places.into_iter().map(|at| (names[at].0, names[at].1.to_owned()))),
+            }
+        }
+        told
+    }
+}
