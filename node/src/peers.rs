@@ -303,14 +303,13 @@ impl Owners for Peers {
             (self.name_ids(address, wanted, ASK_WITHIN).await, places)
         });
         for (ids, places) in self.inner.runtime.block_on(futures::future::join_all(questions)) {
-            match ids {
-                Some(ids) => {
-                    for (at, id) in places.into_iter().zip(ids) {
-                        told[at] = Some(id).filter(|id| *id != 0);
-                    }
-                }
-                None => self.add_strays(places.into_iter().map(|at| (names[at].0, names[at].1.to_owned()))),
+            let ids = ids.unwrap_or_default();
+            for (at, id) in places.iter().zip(&ids) {
+                told[*at] = Some(*id).filter(|id| *id != 0);
             }
+            // What was not answered, or was more than one question holds.
+            let left = places.iter().skip(ids.len());
+            self.add_strays(left.map(|at| (names[*at].0, names[*at].1.to_owned())));
         }
         told
     }

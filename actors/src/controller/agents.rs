@@ -61,7 +61,8 @@ impl Greeting {
 /// Batches are known by the id of their agent, so it must stay, even where the canonical id of the machine is another one.
 fn known_id(dictionary: &Dictionary, hello: &wire::Hello) -> Result<Option<u32>, dictionary::Error> {
     let wire::Hello { agent_id, machine_id, .. } = hello;
-    if *agent_id == 0 {
+    // An id of this node that it never gave would use up its counter.
+    if *agent_id == 0 || !dictionary.may_exist(Kind::Agent, *agent_id) {
         return Ok(None);
     }
     let entry = Entry { kind: Kind::Agent, id: *agent_id, name: machine_id.clone() };

@@ -141,6 +141,7 @@ async fn an_agent_keeps_the_id_of_another_node_and_none_gets_that_of_another_age
     assert_eq!(own >> 22, 1);
     assert_eq!(come("b", elsewhere).await, own, "this id is that of another machine");
     assert_eq!(come("b", 17).await, own, "no node gives such an id");
+    assert_eq!(come("c", own + 1_000_000).await, own + 1, "this node never gave it, and its counter stays");
     // Its canonical id is the smaller one of this node; its batches have the other one.
     let alias = 9 << 22 | 8;
     assert_eq!(come("b", alias).await, alias);
