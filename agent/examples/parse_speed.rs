@@ -33,6 +33,12 @@ const REDIS_RESPONSE: &[u8] = b"$11\r\nhello world\r\n";
 const MYSQL_STATEMENT: &[u8] = b"\x03select id, name from users where id = 42 and kind = 'ab'";
 const MYSQL_COLUMN: &[u8] = b"\x03def\0\0\0\x01?\0\x0c\x3f\0\0\0\0\0\xfd\x80\0\0\0\0";
 const MYSQL_MARKER: &[u8] = b"\xfe\0\0\x02\0";
+/// A prepared statement's execution, as drivers send it.
+const POSTGRESQL_REQUEST: &[u8] = b"P\0\0\0\x3a\0select id, name from users where id = $1 and k = 1\0\0\0\
+B\0\0\0\x16\0\0\0\0\0\x01\0\0\0\x0242\0\0\0\0E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04";
+const POSTGRESQL_RESPONSE: &[u8] =
+    b"1\0\0\0\x042\0\0\0\x04T\0\0\0\x1b\0\x01a\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\
+\xff\xff\xff\xff\0\0\0D\0\0\0\x0c\0\x01\0\0\0\x0242C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
 const DNS_REQUEST: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\x03com\0\0\x01\0\x01";
 const DNS_RESPONSE: &[u8] = b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x03www\x07example\x03com\0\0\x01\0\x01\
 \xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\x0a\0\0\x01";
@@ -47,7 +53,7 @@ struct Case {
     response: Vec<u8>,
 }
 
-fn cases() -> [Case; 4] {
+fn cases() -> [Case; 5] {
     let case = |name, protocol, port, request: &[u8], response: &[u8]| {
         let transport = if port == 53 { Transport::Udp } else { Transport::Tcp };
         Case { name, protocol, transport, port, request: request.to_vec(), response: response.to_vec() }
@@ -58,6 +64,7 @@ fn cases() -> [Case; 4] {
         case("HTTP/1", L7Protocol::Http1, 80, HTTP_REQUEST, HTTP_RESPONSE),
         case("Redis", L7Protocol::Redis, 6379, REDIS_REQUEST, REDIS_RESPONSE),
         case("MySQL", L7Protocol::MySql, 3306, &mysql(0, &[MYSQL_STATEMENT]), &rows),
+        case("PostgreSQL", L7Protocol::PostgreSql, 5432, POSTGRESQL_REQUEST, POSTGRESQL_RESPONSE),
         case("DNS", L7Protocol::Dns, 53, DNS_REQUEST, DNS_RESPONSE),
     ]
 }

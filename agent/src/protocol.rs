@@ -13,6 +13,7 @@ pub(crate) mod trace;
 mod dns;
 mod http1;
 mod mysql;
+mod postgresql;
 mod redis;
 
 use metaflow_schema::enums::{L7Protocol, ResponseStatus};
@@ -22,7 +23,7 @@ use trace::Trace;
 
 /// Every protocol, the cheapest and most certain recognition first.
 pub(crate) static PROTOCOLS: &[&Protocol] =
-    &[&http1::PROTOCOL, &redis::PROTOCOL, &mysql::PROTOCOL, &dns::PROTOCOL];
+    &[&http1::PROTOCOL, &redis::PROTOCOL, &mysql::PROTOCOL, &postgresql::PROTOCOL, &dns::PROTOCOL];
 
 /// What the session layer must know of a protocol.
 pub(crate) struct Protocol {
@@ -102,11 +103,7 @@ pub(crate) enum Message {
     /// More of a request that was handed out before.
     RequestMore(Envelope),
     /// More of a response that was handed out as incomplete.
-    ResponseMore {
-        envelope: Envelope,
-        complete: bool,
-        failure: Option<Outcome>,
-    },
+    ResponseMore(ResponseMore),
     /// Bytes or the way were lost: what is open can no longer be paired for certain.
     Lost,
 }
@@ -169,6 +166,23 @@ pub(crate) struct Response {
     pub(crate) number: u64,
     /// All of it was seen; otherwise a [`Message::ResponseMore`] follows.
     pub(crate) complete: bool,
+}
+
+/// The new part of a response that was handed out as incomplete.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct ResponseMore {
+    pub(crate) envelope: Envelope,
+    pub(crate) complete: bool,
+    pub(crate) failure: Option<Outcome>,
+    /// Replaces the response's result unless it is empty.
+    pub(crate) result: String,
+}
+
+impl ResponseMore {
+    /// Ends a response that says nothing else.
+    pub(crate) fn end(envelope: Envelope) -> Message {
+        Message::ResponseMore(ResponseMore { envelope, complete: true, ..ResponseMore::default() })
+    }
 }
 
 impl Response {

@@ -43,6 +43,8 @@ fn counts_and_response_times_are_those_of_the_oracle() {
     check("mysql/171-mysql.pcap", [390, 390, 0, 0, 390, 127_090, 5_355]);
     check("redis/redis.pcap", [10, 10, 0, 0, 10, 592, 96]);
     check("redis/redis-debug.pcap", [1, 1, 0, 0, 1, 1_209, 1_209]);
+    check("postgre/prepare_stat.pcap", [1, 1, 0, 0, 1, 477, 477]);
+    check("postgre/error.pcap", [1, 1, 1, 0, 1, 103, 103]);
 }
 
 /// HTTP/2 is another protocol.
@@ -155,6 +157,17 @@ fn redis_results() {
             assert_eq!(session.status, ResponseStatus::Normal);
         }
     }
+}
+
+/// What the two captures say; no results were published for them.
+#[test]
+fn postgresql_fields() {
+    let session = &replay("postgre/prepare_stat.pcap", plain())[0];
+    assert_eq!(session.request_resource, "delete from test where id=$1 returning id");
+    assert_eq!((&*session.endpoint, &*session.response_result), ("DELETE test", "DELETE 0"));
+    let session = &replay("postgre/error.pcap", plain())[0];
+    assert_eq!((session.response_code, &*session.request_resource), (42_601, "asdsdfdsf;"));
+    assert_eq!(session.response_exception, "42601: syntax error at or near \"asdsdfdsf\"");
 }
 
 #[test]

@@ -10,7 +10,9 @@ use metaflow_schema::enums::L7Protocol;
 
 use self::head::{Framing, Headers};
 use super::stream::{Step, Stream, View};
-use super::{Context, Envelope, Message, Pairing, Parser, Probe, Progress, Protocol, Recognition};
+use super::{
+    Context, Envelope, Message, Pairing, Parser, Probe, Progress, Protocol, Recognition, ResponseMore,
+};
 use crate::session::{Direction, Segment, Transport};
 
 pub(crate) static PROTOCOL: Protocol = Protocol {
@@ -319,7 +321,7 @@ fn more(envelope: Envelope, is_request: bool, complete: bool) -> Message {
     if is_request {
         Message::RequestMore(envelope)
     } else {
-        Message::ResponseMore { envelope, complete, failure: None }
+        Message::ResponseMore(ResponseMore { envelope, complete, ..ResponseMore::default() })
     }
 }
 

@@ -13,7 +13,9 @@ use self::command::Commands;
 use self::packet::frame;
 use self::reply::Reply;
 use super::stream::{Step, Stream, View};
-use super::{Context, Envelope, Message, Pairing, Parser, Probe, Progress, Protocol, Recognition};
+use super::{
+    Context, Envelope, Message, Pairing, Parser, Probe, Progress, Protocol, Recognition, ResponseMore,
+};
 use crate::session::{Direction, Segment, Transport};
 
 pub(crate) static PROTOCOL: Protocol = Protocol {
@@ -203,7 +205,7 @@ impl Work<'_> {
 /// The end of a reply that was not seen as such.
 fn rest_of_reply(end_time: u64, captured: u64) -> Message {
     let envelope = Envelope { end_time, captured, ..Envelope::default() };
-    Message::ResponseMore { envelope, complete: true, failure: None }
+    ResponseMore::end(envelope)
 }
 
 fn envelope(view: View<'_>, length: u64, captured: u64) -> Envelope {

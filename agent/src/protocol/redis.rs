@@ -11,6 +11,7 @@ use super::stream::{Step, Stream, View};
 use super::text::{NAME_MAX, text};
 use super::{
     Context, Envelope, Message, Outcome, Pairing, Parser, Probe, Progress, Protocol, Recognition, Response,
+    ResponseMore,
 };
 use crate::session::{Config, Direction, Segment, Transport, redact};
 
@@ -301,7 +302,7 @@ impl Walk<'_> {
                 captured: (view.captured + size).saturating_sub(captured),
                 ..Envelope::default()
             };
-            out.push(Message::ResponseMore { envelope, complete: true, failure: None });
+            out.push(ResponseMore::end(envelope));
         }
     }
 }
@@ -390,7 +391,7 @@ fn outcome(config: &Config, bytes: &[u8]) -> Outcome {
         _ => return Outcome { status: ResponseStatus::Normal, code: 0, exception: String::new() },
     };
     let end = message.iter().position(|byte| matches!(byte, b'\r' | b'\n')).unwrap_or(message.len());
-    let exception = redact::quoted(config, &message[..end], NAME_MAX);
+    let exception = redact::quoted(config, &message[..end], '\'', NAME_MAX);
     let word = message[..end].split(|byte| *byte == b' ').next().unwrap_or_default();
     let status = match word {
         b"LOADING" | b"BUSY" | b"OOM" | b"MISCONF" | b"CLUSTERDOWN" | b"MASTERDOWN" | b"TRYAGAIN"

@@ -6,7 +6,7 @@ use std::mem::take;
 use metaflow_schema::enums::{L7Protocol, L7Type, ResponseStatus};
 
 use super::Session;
-use crate::protocol::{Envelope, Message, Outcome, Pairing, Request, Response};
+use crate::protocol::{Envelope, Message, Outcome, Pairing, Request, Response, ResponseMore};
 
 /// Open requests of one flow; more than servers allow streams or clients pipeline.
 const OPEN_MAX: usize = 128;
@@ -62,9 +62,7 @@ impl Pending {
             Message::Request(request) => self.request(request, out),
             Message::Response(response) => self.response(response, out),
             Message::RequestMore(envelope) => self.request_more(envelope),
-            Message::ResponseMore { envelope, complete, failure } => {
-                self.response_more(envelope, *complete, failure.as_mut(), out);
-            }
+            Message::ResponseMore(more) => self.response_more(more, out),
             Message::Lost => self.lost(out),
         }
     }
@@ -176,22 +174,20 @@ impl Pending {
         }
     }
 
-    fn response_more(
-        &mut self,
-        more: &Envelope,
-        complete: bool,
-        failure: Option<&mut Outcome>,
-        out: &mut Vec<Session>,
-    ) {
-        let Some((at, open)) = self.find(more.id, true) else { return };
+    fn response_more(&mut self, more: &mut ResponseMore, out: &mut Vec<Session>) {
+        let ResponseMore { envelope, complete, failure, result } = more;
+        let Some((at, open)) = self.find(envelope.id, true) else { return };
         let session = &mut open.session;
-        session.response_length = session.response_length.saturating_add(more.length);
-        session.captured_response_byte = add(session.captured_response_byte, more.captured);
-        session.end_time = session.end_time.max(more.end_time);
+        session.response_length = session.response_length.saturating_add(envelope.length);
+        session.captured_response_byte = add(session.captured_response_byte, envelope.captured);
+        session.end_time = session.end_time.max(envelope.end_time);
         if let Some(outcome) = failure {
             fail(session, outcome);
         }
-        if complete {
+        if !result.is_empty() {
+            session.response_result = take(result);
+        }
+        if *complete {
             self.take(at, out);
         }
     }

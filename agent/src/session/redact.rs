@@ -45,19 +45,19 @@ pub(crate) fn url(config: &Config, bytes: &[u8], max: usize) -> String {
     url
 }
 
-/// An error text of a server without what it quotes from the request.
-pub(crate) fn quoted(config: &Config, bytes: &[u8], max: usize) -> String {
+/// An error text of a server without what it puts in quotes, which is taken from the request.
+pub(crate) fn quoted(config: &Config, bytes: &[u8], quote: char, max: usize) -> String {
     let message = text(bytes, max);
     if !config.redact {
         return message;
     }
     let mut out = String::with_capacity(message.len());
     let mut inside = false;
-    for part in message.split_inclusive('\'') {
-        let closed = part.ends_with('\'');
+    for part in message.split_inclusive(quote) {
+        let closed = part.ends_with(quote);
         if inside {
             out.push_str(GONE);
-            out.push_str(if closed { "'" } else { "" });
+            out.extend(closed.then_some(quote));
         } else {
             out.push_str(part);
         }
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn error_texts_lose_what_they_quote() {
         let check = |input: &str, expected: &str| {
-            assert_eq!(quoted(&Config::default(), input.as_bytes(), 1024), expected);
+            assert_eq!(quoted(&Config::default(), input.as_bytes(), '\'', 1024), expected);
         };
         check("Duplicate entry 'joe@x' for key 'users.mail'", "Duplicate entry '?' for key '?'");
         check("near 'select", "near '?");

@@ -23,10 +23,13 @@ static REAL: LazyLock<Vec<(u16, Vec<Turn>)>> = LazyLock::new(|| {
         "mysql/mysql-use.pcap",
         "mysql/partial-packet-compressed.pcap",
         "redis/redis-debug.pcap",
+        "postgre/prepare_stat.pcap",
+        "postgre/error.pcap",
     ];
     let mut found: Vec<(u16, Vec<Turn>)> = captures.iter().map(|capture| conversation(capture)).collect();
     found.push((80, handmade_http()));
     found.push((6379, handmade_redis()));
+    found.push((5432, handmade_postgresql()));
     found
 });
 
@@ -77,6 +80,21 @@ fn handmade_redis() -> Vec<Turn> {
         "+PONG\r\n-OOM no\r\n*2\r\n*2\r\n:1\r\n$2\r\nab\r\n%1\r\n+a\r\n_\r\n",
         "*2\r\n$4\r\nAUTH\r\n$6\r\nsecret\r\n",
         ">2\r\n+x\r\n:1\r\n+OK\r\n",
+    ])
+}
+
+fn handmade_postgresql() -> Vec<Turn> {
+    turns(&[
+        "\0\0\0\x15\0\x03\0\0user\0joe\0\0\0\0\0",
+        "R\0\0\0\x08\0\0\0\0S\0\0\0\x08a\0b\0Z\0\0\0\x05I",
+        "P\0\0\0\x15s\0select $1, 'x'\0D\0\0\0\x07Ss\0S\0\0\0\x04",
+        "1\0\0\0\x04t\0\0\0\x06\0\0n\0\0\0\x04Z\0\0\0\x05I",
+        "B\0\0\0\x0d\0s\0\0\0\0\0\0\0E\0\0\0\x09\0\0\0\0\0B\0\0\0\x0d\0x\0\0\0\0\0\0\0E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04",
+        "2\0\0\0\x04D\0\0\0\x0b\0\x01\0\0\0\x01xC\0\0\0\x0dSELECT 1\0E\0\0\0\x16SERROR\0C42601\0Mx\0\0Z\0\0\0\x05I",
+        "Q\0\0\0\x16copy t from stdin\0",
+        "G\0\0\0\x08\0\0\x01\0",
+        "d\0\0\0\x06a\nc\0\0\0\x04",
+        "C\0\0\0\x0bCOPY 1\0Z\0\0\0\x05I",
     ])
 }
 
@@ -147,7 +165,7 @@ fn transport() -> impl Strategy<Value = Transport> {
 }
 
 fn port() -> impl Strategy<Value = u16> {
-    prop_oneof![Just(53), Just(80), Just(3306), Just(6379), Just(9999)]
+    prop_oneof![Just(53), Just(80), Just(3306), Just(6379), Just(5432), Just(9999)]
 }
 
 /// Pieces that parsers react to, among bytes that they do not expect.
@@ -174,6 +192,13 @@ fn piece() -> impl Strategy<Value = Vec<u8>> {
             b"\x01\0\0\x01\xfa",
             b"\xff\xff\xff\0\x03",
             b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\xc0\x0c\0\x01\0\x01",
+            b"Q\0\0\0\x0dselect 1\0",
+            b"P\0\0\0\x10\0select 1\0\0\0",
+            b"B\0\0\0\x0c\0\0\0\0\0\0\0\0E\0\0\0\x09\0\0\0\0\0",
+            b"S\0\0\0\x04",
+            b"Z\0\0\0\x05I",
+            b"C\0\0\0\x0dSELECT 1\0",
+            b"D\x3f\xff\xff\xff",
         ])
         .prop_map(<[u8]>::to_vec),
     ]
@@ -206,7 +231,7 @@ proptest! {
 
     #[test]
     fn damaged_conversations_are_survived(
-        which in 0usize..15,
+        which in 0usize..REAL.len(),
         damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<u8>()), 1..12),
         cuts in proptest::collection::vec(1usize..3000, 1..8),
         snap in 20usize..3000,
@@ -227,7 +252,7 @@ proptest! {
 
     #[test]
     fn segmentation_changes_nothing(
-        which in 0usize..15,
+        which in 0usize..REAL.len(),
         cuts in prop_oneof![
             proptest::collection::vec(1usize..40, 1..40),
             proptest::collection::vec(1usize..3000, 1..40),

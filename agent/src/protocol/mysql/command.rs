@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::packet::{Frame, double_word, is_greeting, until_zero, word};
 use super::reply::Awaited;
-use crate::protocol::sql;
+use crate::protocol::sql::{self, Dialect};
 use crate::protocol::text::{NAME_MAX, text, truncate};
 use crate::protocol::{Context, Request};
 
@@ -139,12 +139,13 @@ impl Commands {
 
     fn statement(&mut self, ctx: &Context<'_>, bytes: &[u8], request: &mut Request) {
         let statement = text(bytes, sql::STATEMENT_MAX);
-        request.endpoint = sql::endpoint(&statement);
-        request.trace = sql::trace(&statement);
+        request.endpoint = sql::endpoint(&statement, Dialect::MySql);
+        request.trace = sql::trace(&statement, Dialect::MySql);
         if let Some(database) = sql::used_database(&statement) {
             self.database = text(database.as_bytes(), NAME_MAX);
         }
-        request.resource = if ctx.config.redact { sql::redact(&statement) } else { statement };
+        request.resource =
+            if ctx.config.redact { sql::redact(&statement, Dialect::MySql) } else { statement };
     }
 
     /// With redaction an execution shows its statement, which has no values; without, the values.
@@ -224,57 +225,11 @@ fn without_attributes(bytes: &[u8]) -> &[u8] {
         [1..=32, 1, rest @ ..] => {
             // The attributes are of many types; the statement begins at its verb.
             let start = (0..rest.len().min(512))
-                .find(|at| begins_with_verb(&rest[*at..]) && rest[..*at].ends_with(&[0]));
+                .find(|at| sql::begins_with_verb(&rest[*at..]) && rest[..*at].ends_with(&[0]));
             start.map_or(&[], |start| &rest[start..])
         }
         _ => bytes,
     }
-}
-
-/// Verbs of statements: enough to tell SQL from other bytes.
-const VERBS: [&[u8]; 32] = [
-    b"SELECT",
-    b"INSERT",
-    b"UPDATE",
-    b"DELETE",
-    b"REPLACE",
-    b"SET",
-    b"SHOW",
-    b"BEGIN",
-    b"START",
-    b"COMMIT",
-    b"ROLLBACK",
-    b"USE",
-    b"CREATE",
-    b"ALTER",
-    b"DROP",
-    b"TRUNCATE",
-    b"DESC",
-    b"EXPLAIN",
-    b"WITH",
-    b"CALL",
-    b"LOCK",
-    b"UNLOCK",
-    b"KILL",
-    b"GRANT",
-    b"REVOKE",
-    b"LOAD",
-    b"ANALYZE",
-    b"FLUSH",
-    b"PREPARE",
-    b"EXECUTE",
-    b"SAVEPOINT",
-    b"XA",
-];
-
-fn begins_with_verb(bytes: &[u8]) -> bool {
-    let skipped = bytes.iter().take_while(|byte| byte.is_ascii_whitespace() || **byte == b'(').count();
-    let bytes = &bytes[skipped..];
-    bytes.starts_with(b"/*")
-        || VERBS.iter().any(|verb| {
-            bytes.get(..verb.len()).is_some_and(|start| start.eq_ignore_ascii_case(verb))
-                && bytes.get(verb.len()).is_none_or(|byte| !byte.is_ascii_alphanumeric())
-        })
 }
 
 /// Whether a packet can be nothing but a client's, on any port. `whole`: nothing follows it.
@@ -284,7 +239,7 @@ pub(super) fn is_certain(frame: &Frame<'_>, whole: bool, usual_port: bool) -> bo
     }
     let Some((code, rest)) = frame.body.split_first().filter(|_| frame.sequence == 0) else { return false };
     match code {
-        0x03 | 0x16 => begins_with_verb(without_attributes(rest)),
+        0x03 | 0x16 => sql::begins_with_verb(without_attributes(rest)),
         0x01 | 0x0e => frame.body_length == 1 && whole,
         0x02 => usual_port && whole && rest.iter().all(u8::is_ascii_graphic),
         0x17 => usual_port && frame.body_length >= 10 && double_word(rest, 5) == Some(1),

@@ -6,7 +6,7 @@ use metaflow_schema::enums::ResponseStatus;
 
 use super::packet::{Frame, double_word, integer, word};
 use crate::protocol::text::{TEXT_MAX, text};
-use crate::protocol::{Envelope, Message, Outcome, Response};
+use crate::protocol::{Envelope, Message, Outcome, Response, ResponseMore};
 use crate::session::{Config, redact};
 
 /// Status bits of a server.
@@ -156,7 +156,12 @@ impl Reply {
             }
             Meaning::More { complete, failure } => {
                 self.open = !complete;
-                Some(Message::ResponseMore { envelope, complete, failure })
+                Some(Message::ResponseMore(ResponseMore {
+                    envelope,
+                    complete,
+                    failure,
+                    ..ResponseMore::default()
+                }))
             }
             Meaning::Nothing => None,
         };
@@ -307,7 +312,7 @@ fn failure(config: &Config, rest: &[u8]) -> Outcome {
         [b'#', state @ ..] if state.len() >= 5 => state.split_at(5),
         _ => (&[][..], rest),
     };
-    let exception = redact::quoted(config, message, TEXT_MAX);
+    let exception = redact::quoted(config, message, '\'', TEXT_MAX);
     Outcome { status: blame(code, state), code: i32::from(code), exception }
 }
 
