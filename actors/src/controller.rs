@@ -78,6 +78,11 @@ pub struct Admission {
     pub config: Option<wire::Config>,
 }
 
+/// The id of an agent that says Hello; a new one where it has none. Blocks for the disk when it is new.
+pub fn identify(dictionary: &Dictionary, hello: wire::Hello) -> Result<u32, Error> {
+    Ok(Greeting::find(dictionary, agents::checked(hello)?)?.agent_id)
+}
+
 /// What became of an agent's facts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FactsReply {

@@ -4,6 +4,8 @@
 //!
 //! RocksDB takes no write any more once the disk was full, even when there is space again: then it is closed and opened anew.
 
+mod memory;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -16,6 +18,8 @@ use rocksdb::{
     IteratorMode, Options, WriteBatch, WriteOptions,
 };
 
+pub use memory::Memory;
+
 /// Memory of the database where nobody says otherwise: a second of the fastest ingest that was measured fits the log's buffers.
 pub const MEMORY_BYTES_DEFAULT: usize = 64 << 20;
 
@@ -26,7 +30,7 @@ const REOPEN_AFTER: Duration = Duration::from_secs(1);
 const BUFFERS: i32 = 2;
 
 /// A kind of state. Names on disk: never renamed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
     /// Batches that are acknowledged and not yet in the store.
     Wal,
@@ -64,11 +68,11 @@ pub struct Error {
     action: &'static str,
     family: &'static str,
     #[source]
-    source: rocksdb::Error,
+    source: Box<dyn std::error::Error + Send + Sync>,
 }
 
 /// Changes that are applied together or not at all.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Changes {
     changes: Vec<(Family, Vec<u8>, Option<Vec<u8>>)>,
 }
@@ -99,7 +103,13 @@ pub enum Durability {
 /// The open database; clones share it. Calls block: use `spawn_blocking` for syncs and scans.
 #[derive(Clone)]
 pub struct Disk {
-    shared: Arc<Shared>,
+    backing: Backing,
+}
+
+#[derive(Clone)]
+enum Backing {
+    Rocks(Arc<Shared>),
+    Memory(Memory),
 }
 
 struct Shared {
@@ -123,7 +133,7 @@ impl Disk {
         let db = open(path, memory_bytes).map_err(|source| Error {
             action: "open the database",
             family: "all families",
-            source,
+            source: source.into(),
         })?;
         let shared = Shared {
             path: path.to_owned(),
@@ -131,14 +141,19 @@ impl Disk {
             db: RwLock::new(Ok(db)),
             reopened: Mutex::new(None),
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { backing: Backing::Rocks(Arc::new(shared)) })
+    }
+
+    /// A disk without files, whose faults the simulation decides.
+    pub fn in_memory(memory: &Memory) -> Self {
+        Self { backing: Backing::Memory(memory.clone()) }
     }
 
     pub fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
-        let failed = |source| Error { action: "read a key", family: family.name(), source };
-        let db = self.db();
-        let db = db.as_ref().map_err(|error| failed(error.clone()))?;
-        db.get_cf(&handle(db, family), key).map_err(failed)
+        match &self.backing {
+            Backing::Rocks(shared) => shared.get(family, key),
+            Backing::Memory(memory) => Ok(memory.get(family, key)),
+        }
     }
 
     pub fn write(&self, changes: Changes, durability: Durability) -> Result<(), Error> {
@@ -147,6 +162,42 @@ impl Disk {
 
     /// The same, for who may have to try again.
     pub fn apply(&self, changes: &Changes, durability: Durability) -> Result<(), Error> {
+        match &self.backing {
+            Backing::Rocks(shared) => shared.apply(changes, durability),
+            Backing::Memory(memory) => memory.apply(changes, durability),
+        }
+    }
+
+    /// Calls `visit` for each key from `start` on, in order, until it answers false.
+    pub fn scan(
+        &self,
+        family: Family,
+        start: &[u8],
+        visit: impl FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), Error> {
+        match &self.backing {
+            Backing::Rocks(shared) => shared.scan(family, start, visit),
+            Backing::Memory(memory) => {
+                memory.scan(family, start, visit);
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn get(&self, family: Family, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
+        let failed = |source: rocksdb::Error| Error {
+            action: "read a key",
+            family: family.name(),
+            source: source.into(),
+        };
+        let db = self.db();
+        let db = db.as_ref().map_err(|error| failed(error.clone()))?;
+        db.get_cf(&handle(db, family), key).map_err(failed)
+    }
+
+    fn apply(&self, changes: &Changes, durability: Durability) -> Result<(), Error> {
         let family = changes.changes.first().map_or("no family", |change| change.0.name());
         let written = match &*self.db() {
             Ok(db) => write(db, changes, durability),
@@ -156,18 +207,18 @@ impl Disk {
             if source.kind() == ErrorKind::IOError {
                 self.open_anew(&source);
             }
-            Error { action: "write", family, source }
+            Error { action: "write", family, source: source.into() }
         })
     }
 
-    /// Calls `visit` for each key from `start` on, in order, until it answers false.
-    pub fn scan(
+    fn scan(
         &self,
         family: Family,
         start: &[u8],
         mut visit: impl FnMut(&[u8], &[u8]) -> bool,
     ) -> Result<(), Error> {
-        let failed = |source| Error { action: "scan", family: family.name(), source };
+        let failed =
+            |source: rocksdb::Error| Error { action: "scan", family: family.name(), source: source.into() };
         let mode = IteratorMode::From(start, Direction::Forward);
         let db = self.db();
         let db = db.as_ref().map_err(|error| failed(error.clone()))?;
@@ -181,12 +232,12 @@ impl Disk {
     }
 
     fn db(&self) -> RwLockReadGuard<'_, Result<DB, rocksdb::Error>> {
-        self.shared.db.read().unwrap_or_else(PoisonError::into_inner)
+        self.db.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Closes and opens the database, when the disk takes bytes again. Until then the old one answers reads.
     fn open_anew(&self, because: &rocksdb::Error) {
-        let Shared { path, memory_bytes, db, reopened } = &*self.shared;
+        let Self { path, memory_bytes, db, reopened } = self;
         let mut reopened = match reopened.try_lock() {
             Ok(reopened) => reopened,
             Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),

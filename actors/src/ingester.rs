@@ -20,7 +20,7 @@ use crate::{
     disk::{Disk, Family},
     memory::{Budget, Permit},
     rows::{Accepted, BatchId, Outcome, Report},
-    wal::{Committed, Entry, Left, Wal},
+    wal::{Committed, Entry, Group, Left, Wal},
 };
 pub use acks::{Ack, Acks, Answers, Reply, Runs, acks};
 use ledger::{Decision, Ledger};
@@ -81,12 +81,9 @@ impl Ingester {
         budget: Budget,
         labeler: mpsc::Sender<Accepted>,
     ) -> anyhow::Result<Running> {
-        let opening = tokio::task::spawn_blocking(move || open(disk, &config));
-        let (wal, left, committed) = opening.await??;
-        let metrics = Arc::new(Metrics::default());
-        let state =
-            State { ledger: Ledger::new(committed, &left), wal: wal.clone(), metrics: Arc::clone(&metrics) };
-        let (actor, actor_task) = Actor::spawn(None, IngesterActor, state).await?;
+        let (core, left) = tokio::task::spawn_blocking(move || Core::open(disk, &config)).await??;
+        let (wal, metrics) = (core.wal.clone(), Arc::clone(&core.metrics));
+        let (actor, actor_task) = Actor::spawn(None, IngesterActor, core).await?;
         let (durable, logged) = mpsc::channel(2);
         let tasks = vec![
             tokio::spawn(wal.clone().run(durable)),
@@ -217,16 +214,6 @@ fn row_bytes(table: &'static SchemaTable) -> usize {
         .map_or(0, |(_, width)| *width)
 }
 
-fn open(disk: Disk, config: &Config) -> anyhow::Result<(Wal, Vec<Left>, Committed)> {
-    let mut committed = Committed::default();
-    disk.scan(Family::Committed, b"", |key, value| {
-        committed.load(key, value);
-        true
-    })?;
-    let (wal, left) = Wal::open(disk, config.wal_bytes_max)?;
-    Ok((wal, left, committed))
-}
-
 /// What is on disk is acknowledged first and labelled then; a labeler that is behind makes the next sync wait.
 async fn forward(
     mut logged: mpsc::Receiver<Vec<Entry>>,
@@ -237,8 +224,8 @@ async fn forward(
         if actor.cast(Msg::Durable(entries.iter().map(|entry| entry.key.id()).collect())).is_err() {
             return;
         }
-        for Entry { key, batch, uncertain, permit } in entries {
-            if labeler.send(Accepted { id: key.id(), batch, uncertain, permit }).await.is_err() {
+        for entry in entries {
+            if labeler.send(entry.into()).await.is_err() {
                 return;
             }
         }
@@ -287,35 +274,77 @@ async fn replay(
 
 struct IngesterActor;
 
-struct State {
+/// What the ingester decides, without tasks: the actor and the simulation perform it.
+pub struct Core {
     ledger: Ledger,
     wal: Wal,
     metrics: Arc<Metrics>,
 }
 
+impl From<Entry> for Accepted {
+    fn from(Entry { key, batch, uncertain, permit }: Entry) -> Self {
+        Self { id: key.id(), batch, uncertain, permit }
+    }
+}
+
 #[ractor::async_trait]
 impl Actor for IngesterActor {
     type Msg = Msg;
-    type State = State;
-    type Arguments = State;
+    type State = Core;
+    type Arguments = Core;
 
-    async fn pre_start(&self, _: ActorRef<Msg>, state: State) -> Result<State, ActorProcessingErr> {
-        Ok(state)
+    async fn pre_start(&self, _: ActorRef<Msg>, core: Core) -> Result<Core, ActorProcessingErr> {
+        Ok(core)
     }
 
-    async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn handle(&self, _: ActorRef<Msg>, msg: Msg, core: &mut Core) -> Result<(), ActorProcessingErr> {
         match msg {
-            Msg::Batch { batch, permit, reply } => state.batch(batch, permit, reply),
-            Msg::Durable(ids) => state.durable(&ids),
-            Msg::Settled(outcome) => state.settled(outcome),
-            Msg::Lost(id) => state.lost(id),
+            Msg::Batch { batch, permit, reply } => core.batch(batch, permit, reply),
+            Msg::Durable(ids) => core.durable(&ids),
+            Msg::Settled(outcome) => core.settled(outcome),
+            Msg::Lost(id) => core.lost(id),
         }
         Ok(())
     }
 }
 
-impl State {
-    fn batch(&mut self, batch: wire::Batch, permit: Permit, reply: Reply) {
+impl Core {
+    /// Opens the log; the answer lists what a previous run left in it. Blocks for the disk.
+    pub fn open(disk: Disk, config: &Config) -> anyhow::Result<(Self, Vec<Left>)> {
+        let mut committed = Committed::default();
+        disk.scan(Family::Committed, b"", |key, value| {
+            committed.load(key, value);
+            true
+        })?;
+        let (wal, left) = Wal::open(disk, config.wal_bytes_max)?;
+        let ledger = Ledger::new(committed, &left);
+        Ok((Self { ledger, wal, metrics: Arc::default() }, left))
+    }
+
+    pub fn wal(&self) -> &Wal {
+        &self.wal
+    }
+
+    /// Brings what waits for the log to the disk, if it takes it: the answer is for [`Core::durable`] and the labeler. Blocks.
+    pub fn log(&mut self, group: Group) -> Result<Vec<Accepted>, Group> {
+        match self.wal.write(&group) {
+            Ok(()) => Ok(group.entries.into_iter().map(Accepted::from).collect()),
+            Err(_) => Err(group),
+        }
+    }
+
+    /// Reads what a previous run left; none when it is damaged: then it is lost. Blocks.
+    pub fn left(&mut self, left: Left, permit: Permit) -> Result<Option<Accepted>, crate::disk::Error> {
+        let id = left.key.id();
+        let Some(batch) = self.wal.read_now(left)? else {
+            self.lost(id);
+            return Ok(None);
+        };
+        Ok(Some(Accepted { id, batch, uncertain: true, permit }))
+    }
+
+    /// Takes a batch, or says why not.
+    pub fn batch(&mut self, batch: wire::Batch, permit: Permit, reply: Reply) {
         let id = BatchId { agent_id: batch.agent_id, seq: batch.seq };
         if let Err(reason) = check(&batch) {
             self.metrics.rejected(u64::from(batch.rows));
@@ -347,7 +376,8 @@ impl State {
         }
     }
 
-    fn durable(&mut self, ids: &[BatchId]) {
+    /// These are on the disk.
+    pub fn durable(&mut self, ids: &[BatchId]) {
         for id in ids {
             for reply in self.ledger.logged(*id) {
                 self.ack(&reply, Ack::Received(id.seq));
@@ -355,7 +385,8 @@ impl State {
         }
     }
 
-    fn settled(&mut self, outcome: Outcome) {
+    /// Labeler or writer are done with a batch.
+    pub fn settled(&mut self, outcome: Outcome) {
         let (id, ack) = match outcome {
             Outcome::Committed(id) => (id, Ack::Committed(id.seq)),
             Outcome::Rejected(id, reason) => (id, Ack::Rejected { seq: id.seq, reason }),

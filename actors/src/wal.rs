@@ -73,9 +73,22 @@ pub(crate) struct Entry {
     pub(crate) permit: Permit,
 }
 
+/// What one write brings to the disk: new entries, and what came to an end.
+#[derive(Debug)]
+pub struct Group {
+    pub(crate) entries: Vec<Entry>,
+    changes: Arc<Changes>,
+}
+
+impl Group {
+    fn durability(&self) -> Durability {
+        if self.entries.is_empty() { Durability::Written } else { Durability::Synced }
+    }
+}
+
 /// An entry that a previous run left.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Left {
+pub struct Left {
     pub(crate) key: Key,
     pub(crate) bytes: u64,
 }
@@ -212,15 +225,20 @@ impl Wal {
 
     /// Reads an entry that a previous run left; none when it is damaged, and then it is forgotten.
     pub(crate) async fn read(&self, left: Left) -> Result<Option<wire::Batch>, Error> {
-        let disk = self.shared.disk.clone();
-        let read = tokio::task::spawn_blocking(move || disk.get(Family::Wal, &left.key.encode())).await;
-        let value = match read {
-            Ok(value) => value?,
+        let wal = self.clone();
+        match tokio::task::spawn_blocking(move || wal.read_now(left)).await {
+            Ok(read) => read,
             Err(error) => {
                 tracing::error!(%error, "a read of the write-ahead log failed");
-                None
+                self.shared.metrics.damaged.fetch_add(1, Relaxed);
+                Ok(None)
             }
-        };
+        }
+    }
+
+    /// The same. Blocks for the disk.
+    pub(crate) fn read_now(&self, left: Left) -> Result<Option<wire::Batch>, Error> {
+        let value = self.shared.disk.get(Family::Wal, &left.key.encode())?;
         let batch = value.and_then(|value| wire::Batch::decode(value.as_slice()).ok());
         if batch.is_none() {
             self.shared.metrics.damaged.fetch_add(1, Relaxed);
@@ -232,15 +250,14 @@ impl Wal {
     /// none waits for company.
     pub(crate) async fn run(self, durable: mpsc::Sender<Vec<Entry>>) {
         loop {
-            let (entries, changes) = self.take();
-            if entries.is_empty() && changes.is_empty() {
+            let Some(group) = self.group() else {
                 if self.shared.closed.load(Relaxed) {
                     return;
                 }
                 self.shared.queued.notified().await;
                 continue;
-            }
-            let entries = self.persist(entries, changes).await;
+            };
+            let entries = self.persist(group).await;
             if !entries.is_empty() && durable.send(entries).await.is_err() {
                 tracing::debug!("the node stops: entries of its log are for the next run");
             }
@@ -253,7 +270,8 @@ impl Wal {
         self.shared.queued.notify_one();
     }
 
-    fn take(&self) -> (Vec<Entry>, Changes) {
+    /// Takes what is queued, as much as one write brings to the disk; none when nothing is.
+    pub fn group(&self) -> Option<Group> {
         let mut queue = self.queue();
         let mut entries = Vec::new();
         let mut bytes = 0;
@@ -263,38 +281,53 @@ impl Wal {
             bytes += entry.batch.payload.len();
             entries.push(entry);
         }
-        (entries, std::mem::take(&mut queue.changes))
-    }
-
-    /// Returns when the disk has all of it.
-    async fn persist(&self, entries: Vec<Entry>, mut changes: Changes) -> Vec<Entry> {
-        let durability = if entries.is_empty() { Durability::Written } else { Durability::Synced };
+        let mut changes = std::mem::take(&mut queue.changes);
+        drop(queue);
         for entry in &entries {
             changes.put(Family::Wal, entry.key.encode(), entry.batch.encode_to_vec());
         }
-        let changes = Arc::new(changes);
-        loop {
-            let (disk, attempt) = (self.shared.disk.clone(), Arc::clone(&changes));
-            let written = tokio::task::spawn_blocking(move || disk.apply(&attempt, durability)).await;
-            let error = match written {
-                Ok(Ok(())) => {
-                    if self.shared.failing.swap(false, Relaxed) {
-                        tracing::info!("the write-ahead log can be written again");
-                    }
-                    self.shared.metrics.syncs.fetch_add(u64::from(!entries.is_empty()), Relaxed);
-                    return entries;
+        (!changes.is_empty()).then(|| Group { entries, changes: Arc::new(changes) })
+    }
+
+    /// One try at a write; without an error the disk has all of it. Blocks.
+    pub(crate) fn write(&self, group: &Group) -> Result<(), Error> {
+        let written = self.shared.disk.apply(&group.changes, group.durability());
+        match &written {
+            Ok(()) => {
+                if self.shared.failing.swap(false, Relaxed) {
+                    tracing::info!("the write-ahead log can be written again");
                 }
-                Ok(Err(error)) => anyhow::Error::from(error),
-                Err(error) => error.into(),
-            };
-            self.shared.metrics.write_errors.fetch_add(1, Relaxed);
-            if !self.shared.failing.swap(true, Relaxed) {
-                tracing::error!(
-                    error = format!("{error:#}"),
-                    "the write-ahead log cannot be written: nothing is taken from agents until it can (is the disk full?)"
-                );
+                self.shared.metrics.syncs.fetch_add(u64::from(!group.entries.is_empty()), Relaxed);
+            }
+            Err(error) => self.failed(error),
+        }
+        written
+    }
+
+    /// Returns when the disk has all of it.
+    async fn persist(&self, mut group: Group) -> Vec<Entry> {
+        loop {
+            let wal = self.clone();
+            let attempt = tokio::task::spawn_blocking(move || (wal.write(&group).is_ok(), group)).await;
+            match attempt {
+                Ok((true, written)) => return written.entries,
+                Ok((false, unwritten)) => group = unwritten,
+                Err(error) => {
+                    self.failed(&error);
+                    return Vec::new();
+                }
             }
             tokio::time::sleep(AGAIN_AFTER).await;
+        }
+    }
+
+    fn failed(&self, error: &(dyn std::error::Error + 'static)) {
+        self.shared.metrics.write_errors.fetch_add(1, Relaxed);
+        if !self.shared.failing.swap(true, Relaxed) {
+            tracing::error!(
+                error,
+                "the write-ahead log cannot be written: nothing is taken from agents until it can (is the disk full?)"
+            );
         }
     }
 

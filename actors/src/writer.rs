@@ -9,10 +9,11 @@ mod batcher;
 mod block;
 mod insert;
 pub mod metrics;
+mod shelf;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use metaflow_schema::TABLES;
+use metaflow_schema::{TABLES, Table};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
@@ -20,8 +21,10 @@ use crate::{
     store::Store,
 };
 use batcher::Batcher;
+pub use block::Block;
 use insert::Inserter;
 pub use metrics::Metrics;
+pub use shelf::Shelf;
 
 /// Pauses between two tries.
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -86,23 +89,22 @@ impl Writer {
         let mut pause = Pause::default();
         while let Err(error) = store.kill_own_inserts().await {
             tracing::warn!(%error, "the writer waits for the store");
-            pause.wait().await;
+            tokio::time::sleep(pause.next()).await;
         }
         let mut tables = Vec::with_capacity(TABLES.len());
         let mut batchers = Vec::with_capacity(TABLES.len());
         for (index, table) in TABLES.into_iter().enumerate() {
             let (sender, receiver) = mpsc::channel(config.queue_max);
             tables.push(sender);
-            let inserter = Inserter {
-                store: store.clone(),
+            let work = Work {
+                config: config.clone(),
                 table,
+                index,
                 before_insert: Arc::clone(&before_insert),
                 metrics: Arc::clone(&metrics),
-                index,
-                is_shared: config.is_shared,
+                report: Arc::clone(&report),
             };
-            let batcher = Batcher::new(config.clone(), inserter, Arc::clone(&report));
-            batchers.push(tokio::spawn(batcher.run(receiver)));
+            batchers.push(tokio::spawn(work.run(store.clone(), receiver)));
         }
         Self { handle: Some(Handle { tables: tables.into(), metrics }), batchers }
     }
@@ -165,6 +167,27 @@ impl Handle {
     }
 }
 
+/// The work of the writer for one table.
+pub struct Work {
+    pub config: Config,
+    pub table: &'static Table,
+    /// Of the table, in [`TABLES`].
+    pub index: usize,
+    pub before_insert: BeforeInsert,
+    pub metrics: Arc<Metrics>,
+    pub report: Report,
+}
+
+impl Work {
+    /// Takes batches until no more come and all are stored.
+    pub async fn run<S: Shelf>(self, store: S, queue: mpsc::Receiver<Labelled>) {
+        let Self { config, table, index, before_insert, metrics, report } = self;
+        let is_shared = config.is_shared;
+        let inserter = Inserter { store, table, before_insert, metrics, index, is_shared };
+        Batcher::new(config, inserter, report).run(queue).await;
+    }
+}
+
 /// Pauses that double.
 #[derive(Debug)]
 struct Pause(Duration);
@@ -176,9 +199,14 @@ impl Default for Pause {
 }
 
 impl Pause {
-    async fn wait(&mut self) {
-        tokio::time::sleep(self.0).await;
+    fn next(&mut self) -> Duration {
+        let pause = self.0;
         self.0 = (self.0 * 2).min(AGAIN_AFTER_MAX);
+        pause
+    }
+
+    async fn wait(&mut self, time: &impl Shelf) {
+        time.sleep_until(time.instant() + self.next()).await;
     }
 }
 

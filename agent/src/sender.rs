@@ -10,6 +10,8 @@ mod connect;
 mod link;
 #[cfg(test)]
 pub(crate) mod peer;
+mod servers;
+mod session;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -28,6 +30,8 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use connect::is_local;
+pub use servers::{Ended, Servers};
+pub use session::{Broken, Session};
 
 use crate::{config::Remote, facts::Snapshot, metrics::Metrics, spool::Spool};
 
@@ -133,7 +137,6 @@ impl Sender {
     /// Keeps a connection until told to stop.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut servers = Servers::new(self.config.servers.clone());
-        let mut failures = 0;
         while let Some(server) = servers.current() {
             let welcomed = AtomicBool::new(false);
             let ended = tokio::select! {
@@ -141,19 +144,17 @@ impl Sender {
                 ended = self.connect_and_serve(&server, &mut servers, &welcomed) => ended,
             };
             self.state.connected.store(false, Ordering::Relaxed);
-            let was_welcome = welcomed.into_inner();
-            failures = if was_welcome { 0 } else { failures + 1 };
+            let how = match (&ended, welcomed.into_inner()) {
+                (Ok(End::Moves), _) => Ended::Moves,
+                (_, true) => Ended::Lost,
+                (_, false) => Ended::NotReached,
+            };
             match ended {
-                Ok(End::Moves) => {
-                    tracing::info!(from = server, "moves to the node that it belongs to");
-                    servers.at = 0;
-                    continue;
-                }
+                Ok(End::Moves) => tracing::info!(from = server, "moves to the node that it belongs to"),
                 Ok(End::Closed) => tracing::info!(server, "node closed the connection"),
                 Err(error) => tracing::info!(server, error = format!("{error:#}"), "no connection to node"),
             }
-            servers.fail(Instant::now(), was_welcome);
-            let pause = backoff(failures, self.config.backoff_min, self.config.backoff_max, random());
+            let pause = servers.next(how, Instant::now(), &self.config, random());
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
@@ -170,84 +171,6 @@ enum End {
     Closed,
     /// The agent belongs to another node.
     Moves,
-}
-
-/// The servers in order of preference, and which one is in use.
-#[derive(Debug)]
-struct Servers {
-    configured: Vec<String>,
-    list: Vec<String>,
-    at: usize,
-    /// A node named the list; the order of the configuration's is no reason to move.
-    is_named: bool,
-    /// The first of the list, when it could not be reached from here: what it is, until when it is left alone, and how often it failed.
-    avoided: Option<(String, Instant, u32)>,
-}
-
-/// A first server that cannot be reached is tried again after this, doubled up to [`AVOID_MAX`]: others may reach it, so they go on
-/// telling the agent to go there.
-const AVOID_MIN: Duration = Duration::from_secs(10);
-const AVOID_MAX: Duration = Duration::from_secs(600);
-
-/// Servers that a node may name.
-const SERVERS_MAX: usize = 16;
-
-impl Servers {
-    fn new(configured: Vec<String>) -> Self {
-        Self { list: configured.clone(), configured, at: 0, is_named: false, avoided: None }
-    }
-
-    fn current(&self) -> Option<String> {
-        self.list.get(self.at).cloned()
-    }
-
-    /// Takes the list of a node: its order counts, the configured ones stay as the last resort.
-    fn welcome(&mut self, current: &str, named: &[String]) {
-        let mut list: Vec<String> = Vec::new();
-        for server in named.iter().take(SERVERS_MAX).chain(&self.configured) {
-            if !server.is_empty() && !list.contains(server) {
-                list.push(server.clone());
-            }
-        }
-        // Reached by another address than nodes know: it stays a last resort, too.
-        self.at = list.iter().position(|server| server == current).unwrap_or_else(|| {
-            list.push(current.to_owned());
-            list.len() - 1
-        });
-        self.list = list;
-        self.is_named = !named.is_empty();
-    }
-
-    /// Whether the agent belongs to another server than the one in use, and may try it.
-    fn belongs_elsewhere(&self, now: Instant) -> bool {
-        let is_avoided = |first: &String| {
-            self.avoided.as_ref().is_some_and(|(server, until, _)| server == first && now < *until)
-        };
-        self.is_named && self.at != 0 && self.list.first().is_some_and(|first| !is_avoided(first))
-    }
-
-    /// The one in use failed: the next, and after the last the first again. `was_welcome` says that it had served.
-    fn fail(&mut self, now: Instant, was_welcome: bool) {
-        if self.at == 0
-            && let Some(first) = self.list.first()
-        {
-            let times = match &self.avoided {
-                Some((server, _, times)) if server == first && !was_welcome => times + 1,
-                _ => 0,
-            };
-            let pause = AVOID_MIN.saturating_mul(1 << times.min(16)).min(AVOID_MAX);
-            self.avoided = Some((first.clone(), now + pause, times));
-        }
-        self.at = (self.at + 1) % self.list.len().max(1);
-    }
-}
-
-/// Pause before the next try: doubles from `min` to `max`, and is drawn from its upper half so that agents do not come all at once.
-fn backoff(failures: u32, min: Duration, max: Duration, random: u64) -> Duration {
-    let full = min.saturating_mul(1 << failures.min(16)).min(max);
-    let half = full / 2;
-    let spread = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX).max(1);
-    half + Duration::from_nanos(random % spread)
 }
 
 /// A number that differs between agents and calls; not for secrets.

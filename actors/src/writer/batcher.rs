@@ -1,14 +1,14 @@
 //! The batcher of one table: collects blocks by partition, hands full or old ones to the inserter, and reports whole batches.
 
-use std::collections::HashMap;
-
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep_until},
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Instant,
 };
 
+use tokio::sync::mpsc;
+
 use super::{
-    Config, Settled,
+    Config, Settled, Shelf,
     block::{self, Block},
     insert::Inserter,
     outcome,
@@ -18,12 +18,12 @@ use crate::{
     rows::{BatchId, Labelled, Report},
 };
 
-pub(super) struct Batcher {
+pub(super) struct Batcher<S> {
     config: Config,
-    inserter: Inserter,
+    inserter: Inserter<S>,
     report: Report,
     /// One open block a partition; batches are rarely of more than two.
-    open: HashMap<u32, Open>,
+    open: BTreeMap<u32, Open>,
     pending: HashMap<BatchId, Pending>,
 }
 
@@ -40,9 +40,9 @@ struct Pending {
     permit: Permit,
 }
 
-impl Batcher {
-    pub(super) fn new(config: Config, inserter: Inserter, report: Report) -> Self {
-        Self { config, inserter, report, open: HashMap::new(), pending: HashMap::new() }
+impl<S: Shelf> Batcher<S> {
+    pub(super) fn new(config: Config, inserter: Inserter<S>, report: Report) -> Self {
+        Self { config, inserter, report, open: BTreeMap::new(), pending: HashMap::new() }
     }
 
     pub(super) async fn run(mut self, mut queue: mpsc::Receiver<Labelled>) {
@@ -52,12 +52,15 @@ impl Batcher {
                 continue;
             }
             let oldest = self.open.values().map(|open| open.since + self.config.age_max).min();
+            let time = &self.inserter.store;
             tokio::select! {
+                // In this order, so that a run can be repeated; what is due was looked at above.
+                biased;
                 received = queue.recv() => match received {
                     Some(labelled) => self.add(labelled),
                     None => break,
                 },
-                () = sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => {}
+                () = time.sleep_until(oldest.unwrap_or_else(|| time.instant())), if oldest.is_some() => {}
             }
         }
         let partitions: Vec<_> = self.open.keys().copied().collect();
@@ -100,7 +103,7 @@ impl Batcher {
                     }
                 }
                 None => {
-                    self.open.insert(block.partition, Open { block, since: Instant::now() });
+                    self.open.insert(block.partition, Open { block, since: self.inserter.store.instant() });
                 }
             }
         }
@@ -112,16 +115,19 @@ impl Batcher {
     }
 
     fn is_due(&self) -> bool {
-        self.open.values().any(|open| self.is_full(open) || open.since.elapsed() >= self.config.age_max)
+        self.due().next().is_some()
+    }
+
+    /// Partitions whose block is full or old.
+    fn due(&self) -> impl Iterator<Item = u32> {
+        let now = self.inserter.store.instant();
+        let is_old = move |open: &Open| now.saturating_duration_since(open.since) >= self.config.age_max;
+        let due = self.open.iter().filter(move |(_, open)| self.is_full(open) || is_old(open));
+        due.map(|(partition, _)| *partition)
     }
 
     async fn flush_due(&mut self) {
-        let due: Vec<_> = self
-            .open
-            .iter()
-            .filter(|(_, open)| self.is_full(open) || open.since.elapsed() >= self.config.age_max)
-            .map(|(partition, _)| *partition)
-            .collect();
+        let due: Vec<_> = self.due().collect();
         for partition in due {
             self.flush(partition).await;
         }

@@ -15,13 +15,17 @@ pub(super) struct Piece {
 
 /// Rows that are inserted together.
 #[derive(Debug, Clone)]
-pub(super) struct Block {
+pub struct Block {
     pub(super) partition: u32,
     pub(super) rows: Rows,
     pub(super) pieces: Vec<Piece>,
 }
 
 impl Block {
+    pub fn rows(&self) -> &Rows {
+        &self.rows
+    }
+
     pub(super) fn new(partition: u32, id: BatchId, uncertain: bool, rows: Rows) -> Self {
         let pieces = vec![Piece { id, rows: 0..count(&rows), uncertain }];
         Self { partition, rows, pieces }

@@ -14,20 +14,20 @@ use bytes::Bytes;
 use metaflow_schema::Table;
 
 use super::{
-    BeforeInsert, Metrics, Pause, Settled,
+    BeforeInsert, Metrics, Pause, Settled, Shelf,
     block::{Block, Piece},
     metrics::reason as metrics_reason,
 };
 use crate::{
     rows::BatchId,
-    store::{Error, Insert, Store},
+    store::{Error, Insert},
 };
 
 /// Refusals of the same rows before they are believed: one could come from a connection that was cut inside the block.
 const REFUSALS_MAX: u32 = 2;
 
-pub(super) struct Inserter {
-    pub(super) store: Store,
+pub(super) struct Inserter<S> {
+    pub(super) store: S,
     pub(super) table: &'static Table,
     pub(super) before_insert: BeforeInsert,
     pub(super) metrics: Arc<Metrics>,
@@ -49,7 +49,7 @@ struct Work {
     refusals: u32,
 }
 
-impl Inserter {
+impl<S: Shelf> Inserter<S> {
     /// Stores a block; the answer says for each batch whether its rows are stored.
     pub(super) async fn store(&self, block: Block) -> Vec<Settled> {
         let mut settled = Vec::with_capacity(block.pieces.len());
@@ -57,7 +57,7 @@ impl Inserter {
         while let Err(error) = (self.before_insert)().await {
             self.metrics.failed(self.index, metrics_reason::DICTIONARY);
             tracing::warn!(table = self.table.name, error, "rows wait for the dictionary to be stored");
-            pause.wait().await;
+            pause.wait(&self.store).await;
         }
         let mut todo: Vec<_> = if self.is_shared {
             block.apart().into_iter().map(|block| self.work(block)).collect()
@@ -111,7 +111,7 @@ impl Inserter {
                 Ok(None) => return,
                 Err((work, error)) => {
                     self.trouble(&error, "the ledger could not be read");
-                    pause.wait().await;
+                    pause.wait(&self.store).await;
                     work
                 }
             };
@@ -150,7 +150,7 @@ impl Inserter {
                     work.token_used = true;
                 }
             }
-            pause.wait().await;
+            pause.wait(&self.store).await;
         }
     }
 
@@ -202,17 +202,9 @@ impl Inserter {
             Some(_) => work.token.clone(),
             None => format!("{}.{}", work.token, self.store.run().await?),
         };
-        let block = Arc::clone(&work.block);
-        let encoded = tokio::task::spawn_blocking(move || block.rows.encode_native()).await;
-        let body = match encoded {
-            Ok(Ok(body)) => Bytes::from(body),
-            Ok(Err(error)) => return Err(Error::Refused { code: 0, message: error.to_string() }),
-            Err(error) => return Err(Error::Setup(format!("the encoder failed: {error}"))),
-        };
-        let bytes = body.len();
-        let insert = Insert { table: self.table, block: body, token, query_id: query_id.to_owned() };
-        self.store.insert(&insert).await?;
-        Ok(bytes)
+        let block = Bytes::new();
+        let insert = Insert { table: self.table, block, token, query_id: query_id.to_owned() };
+        self.store.insert(Arc::clone(&work.block), insert).await
     }
 
     fn split(&self, work: Work, message: &str, todo: &mut Vec<Work>, settled: &mut Vec<Settled>) {

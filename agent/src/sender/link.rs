@@ -21,7 +21,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 
-use super::{End, Sender, Servers, connect::connect, random, window::Window};
+use super::{End, Sender, Servers, Session, connect::connect, random};
 use crate::{config::Remote, facts::Snapshot};
 
 /// Control messages that wait for the transport.
@@ -37,11 +37,8 @@ struct Link {
     replies: Streaming<SyncResponse>,
     batches: mpsc::Sender<Batch>,
     acks: Streaming<IngestAck>,
-    window: Window,
-    heard: Instant,
+    session: Session,
     facts_sent: Option<Arc<Snapshot>>,
-    /// When it leaves for the node that it belongs to.
-    leaves_at: Option<Instant>,
 }
 
 impl Sender {
@@ -77,16 +74,8 @@ impl Sender {
         welcomed.store(true, Ordering::Relaxed);
         self.state.connections.fetch_add(1, Ordering::Relaxed);
         self.state.connected.store(true, Ordering::Relaxed);
-        let link = Link {
-            control,
-            replies,
-            batches,
-            acks,
-            window: Window::new(),
-            heard: Instant::now(),
-            facts_sent: None,
-            leaves_at: None,
-        };
+        let session = Session::new(Instant::now());
+        let link = Link { control, replies, batches, acks, session, facts_sent: None };
         self.serve(link, server, servers).await
     }
 
@@ -134,22 +123,26 @@ impl Sender {
             tokio::select! {
                 reply = link.replies.message() => match reply.context("control stream broke")? {
                     Some(SyncResponse { body: Some(sync_response::Body::Servers(told)) }) => {
-                        link.heard = Instant::now();
+                        link.session.hear(Instant::now());
                         servers.welcome(server, &told.servers);
                         self.plan_move(&mut link, servers);
+                    }
+                    Some(SyncResponse { body: Some(sync_response::Body::Heartbeat(told)) }) => {
+                        link.session.hear(Instant::now());
+                        servers.spread(told.spread_ms);
                     }
                     Some(reply) => self.handle_reply(&mut link, reply)?,
                     None => return Ok(End::Closed),
                 },
                 ack = link.acks.message() => match ack.context("stream of batches broke")? {
-                    Some(ack) => self.handle_ack(&mut link, ack),
+                    Some(ack) => link.session.take_ack(ack, &mut self.spool.lock(), Instant::now()),
                     None => return Ok(End::Closed),
                 },
-                () = sleep_until(link.leaves_at), if link.leaves_at.is_some() => return Ok(End::Moves),
+                () = sleep_until(link.session.leaves_at()), if link.session.leaves_at().is_some() => return Ok(End::Moves),
                 _ = heartbeat.tick() => self.send_heartbeat(&link)?,
                 _ = watchdog.tick() => {
-                    self.check(&link)?;
-                    if link.leaves_at.is_none() {
+                    link.session.check(Instant::now(), &self.config)?;
+                    if link.session.leaves_at().is_none() {
                         self.plan_move(&mut link, servers);
                     }
                 }
@@ -164,64 +157,22 @@ impl Sender {
         }
     }
 
-    /// Sets the moment at which the agent leaves for another node, if it belongs there.
     fn plan_move(&self, link: &mut Link, servers: &Servers) {
-        let now = Instant::now();
-        let spread = u64::try_from(self.config.move_within.as_micros()).unwrap_or(u64::MAX).max(1);
-        link.leaves_at =
-            servers.belongs_elsewhere(now).then(|| now + Duration::from_micros(random() % spread));
-    }
-
-    fn check(&self, link: &Link) -> anyhow::Result<()> {
-        let now = Instant::now();
-        let silence = now.saturating_duration_since(link.heard);
-        if silence > self.config.silence_max {
-            bail!("node said nothing for {silence:?}");
-        }
-        if link.window.is_stuck(now, self.config.receive_timeout) {
-            bail!("node did not receive a batch within {:?}", self.config.receive_timeout);
-        }
-        Ok(())
+        link.session.plan_move(servers, Instant::now(), &self.config, random());
     }
 
     /// Fills the window from the spool.
     fn send_batches(&self, link: &mut Link) -> anyhow::Result<()> {
         while link.batches.capacity() > 0 {
-            let mut spool = self.spool.lock();
-            let Some((seq, bytes)) = spool.next_after(link.window.cursor) else { return Ok(()) };
-            if !link.window.allows(bytes as u64) {
-                return Ok(());
-            }
-            let Some(batch) = spool.read(seq).context("failed to read the spool")? else { continue };
-            drop(spool);
+            let next = link.session.next_batch(&mut self.spool.lock(), Instant::now());
+            let Some(batch) = next.context("failed to read the spool")? else { return Ok(()) };
             link.batches.try_send(batch).context("stream of batches is closed")?;
-            link.window.send(seq, bytes as u64, Instant::now());
         }
         Ok(())
     }
 
-    fn handle_ack(&self, link: &mut Link, ack: IngestAck) {
-        link.heard = Instant::now();
-        let IngestAck { received, committed, rejected, credit_bytes } = ack;
-        let mut spool = self.spool.lock();
-        for range in received {
-            link.window.receive(range.first, range.last);
-            spool.receive(range.first, range.last);
-        }
-        for range in committed {
-            link.window.receive(range.first, range.last);
-            spool.commit(range.first, range.last);
-        }
-        for rejection in rejected {
-            tracing::warn!(seq = rejection.seq, reason = rejection.reason, "node refused a batch");
-            link.window.receive(rejection.seq, rejection.seq);
-            spool.reject(rejection.seq, &rejection.reason);
-        }
-        link.window.set_credit(credit_bytes);
-    }
-
     fn handle_reply(&mut self, link: &mut Link, reply: SyncResponse) -> anyhow::Result<()> {
-        link.heard = Instant::now();
+        link.session.hear(Instant::now());
         match reply.body {
             Some(sync_response::Body::Config(config)) => match Remote::parse(&config.toml) {
                 Ok(remote) => {

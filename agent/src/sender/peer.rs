@@ -158,7 +158,7 @@ impl AgentService for Service {
                     Some(sync_request::Body::Heartbeat(heartbeat)) => {
                         peer.see(|seen| seen.heartbeats.push(heartbeat));
                         if peer.manner() != Manner::Silent {
-                            bodies.push(sync_response::Body::Heartbeat(HeartbeatReply {}));
+                            bodies.push(sync_response::Body::Heartbeat(HeartbeatReply { spread_ms: 0 }));
                         }
                     }
                     Some(sync_request::Body::Facts(facts)) => {

@@ -8,6 +8,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::{
     peer::{Manner, Peer, until},
+    servers::backoff,
     *,
 };
 use crate::spool;
@@ -249,6 +250,48 @@ async fn an_agent_goes_where_the_node_says_that_it_belongs() {
     until("batches at home", || home.see(|seen| seen.batches.len() == 2)).await;
     assert_eq!(guide.see(|seen| seen.hellos), 1);
     rig.end().await;
+}
+
+#[test]
+fn agents_of_a_lost_node_come_spread_over_the_time_that_it_asked_for() {
+    let now = Instant::now();
+    let config = Config::new(vec![]);
+    let pauses = |spread_ms: u32, ended: Ended| {
+        let mut pauses: Vec<Duration> = (0..10_000_u64)
+            .map(|agent| {
+                let mut servers = Servers::new(vec!["a:1".into(), "b:1".into()]);
+                servers.spread(spread_ms);
+                servers.next(ended, now, &config, agent.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+            })
+            .collect();
+        pauses.sort_unstable();
+        pauses
+    };
+    let few = pauses(0, Ended::Lost);
+    assert!(few[9_999] <= Duration::from_millis(100), "a small cluster loses no time: {:?}", few[9_999]);
+    let many = pauses(3_000, Ended::Lost);
+    for tenth in 1..10 {
+        let (here, even) = (many[tenth * 1_000].as_millis(), 75 + 300 * tenth as u128);
+        assert!(here.abs_diff(even) < 100, "{tenth}: {here}");
+    }
+    assert!(many[9_999] <= Duration::from_millis(3_100));
+    assert!(pauses(u32::MAX, Ended::Lost)[9_999] < Duration::from_secs(6), "whatever a node asks for");
+    assert!(
+        pauses(3_000, Ended::NotReached)[9_999] <= Duration::from_millis(100),
+        "the next is tried at once"
+    );
+}
+
+#[test]
+fn pauses_grow_with_rounds_through_the_list() {
+    let config = Config::new(vec![]);
+    let mut servers = Servers::new(vec!["a:1".into(), "b:1".into(), "c:1".into()]);
+    let now = Instant::now();
+    let pauses: Vec<u128> =
+        (0..7).map(|_| servers.next(Ended::NotReached, now, &config, 0).as_millis()).collect();
+    assert_eq!(pauses, [50, 50, 100, 100, 100, 200, 200]);
+    servers.next(Ended::Lost, now, &config, 0);
+    assert_eq!(servers.next(Ended::NotReached, now, &config, 0).as_millis(), 50);
 }
 
 #[test]

@@ -95,7 +95,8 @@ async fn handle(
             if let Some(config) = config {
                 answer(output, sync_response::Body::Config(config)).await?;
             }
-            answer(output, sync_response::Body::Heartbeat(HeartbeatReply {})).await
+            let spread_ms = spread_ms(agents.streams.open());
+            answer(output, sync_response::Body::Heartbeat(HeartbeatReply { spread_ms })).await
         }
         sync_request::Body::Facts(facts) => {
             match agents.controller.facts(agent_id, facts).await.map_err(status)? {
@@ -104,6 +105,14 @@ async fn handle(
             }
         }
     }
+}
+
+/// Within which the agents of this node return when it is lost. Each costs the others about a tenth of a millisecond; the silence that a
+/// death begins with takes 2 s more, and after 6 s they are to be served again.
+fn spread_ms(agents: u64) -> u32 {
+    const AGENTS_A_MILLISECOND: u64 = 10;
+    const SPREAD_MS_MAX: u64 = 3_000;
+    u32::try_from((agents / AGENTS_A_MILLISECOND).min(SPREAD_MS_MAX)).unwrap_or(0)
 }
 
 /// Answers with the id of the agent and the servers that it was told.

@@ -142,6 +142,17 @@ impl Running {
             let reading = Reading::counter("dictionary_overflowed", help, kind.overflowed);
             out.push(reading.label("kind", kind.kind.name()));
         }
+        for kind in &stats {
+            let help = "Ids beside the canonical ones of their names";
+            let reading = Reading::gauge("dictionary_aliases", help, kind.aliases as f64);
+            out.push(reading.label("kind", kind.kind.name()));
+        }
+        let conflicts = Reading::counter(
+            "dictionary_conflicts",
+            "Entries of other nodes that give an id a second name: two nodes had one number",
+            self.dictionary.conflicts(),
+        );
+        out.push(conflicts);
         let pending = self.dictionary.pending() as f64;
         out.push(Reading::gauge("dictionary_pending", "Names that the store does not have yet", pending));
     }

@@ -1,0 +1,79 @@
+//! The store as the writer uses it, and the time that it waits. A trait, so that the simulation drives the very code that a node runs.
+
+use std::{collections::HashSet, sync::Arc, time::Instant};
+
+use metaflow_schema::Table;
+
+use super::block::Block;
+use crate::{
+    rows::BatchId,
+    store::{Error, Insert, Store},
+};
+
+pub trait Shelf: Send + Sync {
+    fn instant(&self) -> Instant;
+
+    fn sleep_until(&self, moment: Instant) -> impl Future<Output = ()> + Send;
+
+    /// See [`Store::query_id`].
+    fn query_id(&self) -> String;
+
+    /// See [`Store::run`].
+    fn run(&self) -> impl Future<Output = Result<String, Error>> + Send;
+
+    /// Stores a block as `insert` says, whose own block is still to be made of it; answers with the bytes that this took.
+    fn insert(&self, block: Arc<Block>, insert: Insert) -> impl Future<Output = Result<usize, Error>> + Send;
+
+    /// See [`Store::kill`].
+    fn kill(&self, query_id: &str) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// See [`Store::stored_batches`].
+    fn stored_batches(
+        &self,
+        table: &'static Table,
+        partition: u32,
+        ids: &[BatchId],
+    ) -> impl Future<Output = Result<HashSet<BatchId>, Error>> + Send;
+}
+
+impl Shelf for Store {
+    fn instant(&self) -> Instant {
+        Instant::now()
+    }
+
+    async fn sleep_until(&self, moment: Instant) {
+        tokio::time::sleep_until(moment.into()).await;
+    }
+
+    fn query_id(&self) -> String {
+        self.query_id()
+    }
+
+    async fn run(&self) -> Result<String, Error> {
+        self.run().await
+    }
+
+    async fn insert(&self, block: Arc<Block>, mut insert: Insert) -> Result<usize, Error> {
+        let encoded = tokio::task::spawn_blocking(move || block.rows().encode_native()).await;
+        insert.block = match encoded {
+            Ok(Ok(body)) => body.into(),
+            Ok(Err(error)) => return Err(Error::Refused { code: 0, message: error.to_string() }),
+            Err(error) => return Err(Error::Setup(format!("the encoder failed: {error}"))),
+        };
+        self.insert(&insert).await?;
+        Ok(insert.block.len())
+    }
+
+    async fn kill(&self, query_id: &str) -> Result<(), Error> {
+        self.kill(query_id).await
+    }
+
+    async fn stored_batches(
+        &self,
+        table: &'static Table,
+        partition: u32,
+        ids: &[BatchId],
+    ) -> Result<HashSet<BatchId>, Error> {
+        self.stored_batches(table, partition, ids).await
+    }
+}

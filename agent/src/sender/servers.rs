@@ -1,0 +1,141 @@
+//! Where the agent goes next, and when: pure, with the time and a random number handed in.
+//!
+//! Order: the list that a node named, then the configuration's. What is lost or not reached is followed by the next of the list; pauses
+//! grow with whole rounds through it, so that one dead server among many costs no more than its own try.
+
+use std::time::{Duration, Instant};
+
+use super::Config;
+
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The agent belongs to another node.
+    Moves,
+    /// It was welcome, and then the connection broke or was closed.
+    Lost,
+    NotReached,
+}
+
+/// The servers in order of preference, and which one is in use.
+#[derive(Debug)]
+pub struct Servers {
+    configured: Vec<String>,
+    pub(super) list: Vec<String>,
+    pub(super) at: usize,
+    /// A node named the list; the order of the configuration's is no reason to move.
+    is_named: bool,
+    /// The first of the list, when it could not be reached from here: what it is, until when it is left alone, and how often it failed.
+    avoided: Option<(String, Instant, u32)>,
+    /// Tries without a welcome since the last one.
+    failures: u32,
+    /// Within which agents return when the node that they are with is lost, see [`Servers::spread`].
+    spread: Duration,
+}
+
+/// A first server that cannot be reached is tried again after this, doubled up to [`AVOID_MAX`]: others may reach it, so they go on
+/// telling the agent to go there.
+const AVOID_MIN: Duration = Duration::from_secs(10);
+const AVOID_MAX: Duration = Duration::from_secs(600);
+
+/// Most that a node can ask for: who lost a node is served again within seconds.
+const SPREAD_MAX: Duration = Duration::from_secs(5);
+
+/// Servers that a node may name.
+const SERVERS_MAX: usize = 16;
+
+impl Servers {
+    pub fn new(configured: Vec<String>) -> Self {
+        Self {
+            list: configured.clone(),
+            configured,
+            at: 0,
+            is_named: false,
+            avoided: None,
+            failures: 0,
+            spread: Duration::ZERO,
+        }
+    }
+
+    pub fn current(&self) -> Option<String> {
+        self.list.get(self.at).cloned()
+    }
+
+    /// Takes the list of a node: its order counts, the configured ones stay as the last resort.
+    pub fn welcome(&mut self, current: &str, named: &[String]) {
+        let mut list: Vec<String> = Vec::new();
+        for server in named.iter().take(SERVERS_MAX).chain(&self.configured) {
+            if !server.is_empty() && !list.contains(server) {
+                list.push(server.clone());
+            }
+        }
+        // Reached by another address than nodes know: it stays a last resort, too.
+        self.at = list.iter().position(|server| server == current).unwrap_or_else(|| {
+            list.push(current.to_owned());
+            list.len() - 1
+        });
+        self.list = list;
+        self.is_named = !named.is_empty();
+    }
+
+    /// A node says how many milliseconds its agents shall take to go elsewhere, all together, when it is lost: the more it has, the longer,
+    /// so that the others are not run over.
+    pub fn spread(&mut self, milliseconds: u32) {
+        self.spread = Duration::from_millis(milliseconds.into()).min(SPREAD_MAX);
+    }
+
+    /// Chooses the next server; the answer is the pause before it is tried.
+    pub fn next(&mut self, ended: Ended, now: Instant, config: &Config, random: u64) -> Duration {
+        match ended {
+            Ended::Moves => {
+                (self.at, self.failures) = (0, 0);
+                Duration::ZERO
+            }
+            Ended::Lost => {
+                self.fail(now, true);
+                self.failures = 0;
+                let spread = u64::try_from(self.spread.as_micros()).unwrap_or(u64::MAX).max(1);
+                // Other bits than those of the pause.
+                let late = Duration::from_micros((random >> 20) % spread);
+                late + backoff(0, config.backoff_min, config.backoff_max, random)
+            }
+            Ended::NotReached => {
+                self.fail(now, false);
+                self.failures = self.failures.saturating_add(1);
+                let rounds = self.failures / u32::try_from(self.list.len()).unwrap_or(u32::MAX).max(1);
+                backoff(rounds, config.backoff_min, config.backoff_max, random)
+            }
+        }
+    }
+
+    /// Whether the agent belongs to another server than the one in use, and may try it.
+    pub fn belongs_elsewhere(&self, now: Instant) -> bool {
+        let is_avoided = |first: &String| {
+            self.avoided.as_ref().is_some_and(|(server, until, _)| server == first && now < *until)
+        };
+        self.is_named && self.at != 0 && self.list.first().is_some_and(|first| !is_avoided(first))
+    }
+
+    /// The one in use failed: the next, and after the last the first again. `was_welcome` says that it had served.
+    pub(super) fn fail(&mut self, now: Instant, was_welcome: bool) {
+        if self.at == 0
+            && let Some(first) = self.list.first()
+        {
+            let times = match &self.avoided {
+                Some((server, _, times)) if server == first && !was_welcome => times + 1,
+                _ => 0,
+            };
+            let pause = AVOID_MIN.saturating_mul(1 << times.min(16)).min(AVOID_MAX);
+            self.avoided = Some((first.clone(), now + pause, times));
+        }
+        self.at = (self.at + 1) % self.list.len().max(1);
+    }
+}
+
+/// Pause before the next try: doubles from `min` to `max`, and is drawn from its upper half so that agents do not come all at once.
+pub(super) fn backoff(failures: u32, min: Duration, max: Duration, random: u64) -> Duration {
+    let full = min.saturating_mul(1 << failures.min(16)).min(max);
+    let half = full / 2;
+    let spread = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX).max(1);
+    half + Duration::from_nanos(random % spread)
+}
