@@ -1,15 +1,16 @@
 //! The command line: verbs, their options, and what exit codes mean.
 //!
-//! 0: done. 1: wrong usage or configuration. 2: the node cannot be reached. 3: it answered, but degraded or unfinished.
+//! 0: done. 1: wrong usage or configuration. 2: the node cannot be reached. 3: it answered, but degraded or unfinished. 4: refused, since it
+//! would not be safe.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+mod manual;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::{path::PathBuf, process::ExitCode};
 
-use crate::{
-    allocator, clock, config, ctl, engine, node,
-    tokens::{self, Scope},
-};
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+
+use crate::{allocator, config, ctl, engine, node};
 
 /// Wrong usage, wrong configuration, or the work failed.
 pub(crate) const USAGE: u8 = 1;
@@ -17,6 +18,8 @@ pub(crate) const USAGE: u8 = 1;
 pub(crate) const UNREACHABLE: u8 = 2;
 /// The node answered, but what was asked for is not there or not whole.
 pub(crate) const DEGRADED: u8 = 3;
+/// What was asked for would put data or service at risk.
+pub(crate) const UNSAFE: u8 = 4;
 
 /// Observability of everything that runs on your hosts.
 #[derive(Debug, Parser)]
@@ -31,7 +34,11 @@ enum Verb {
     /// Run a node: take rows from agents, store them, answer queries.
     Node(NodeArguments),
     /// Ask a running node.
-    Ctl(CtlArguments),
+    Ctl(ctl::Arguments),
+    /// Print what makes a shell complete this program's verbs and options.
+    Completion(manual::Completion),
+    /// Print the manual page, or write one page a verb.
+    Man(manual::Man),
     /// The embedded engine's process; started and supervised by the node.
     #[command(hide = true)]
     StoreEngine(engine::Arguments),
@@ -47,118 +54,18 @@ struct NodeArguments {
     data_dir: Option<PathBuf>,
 }
 
-#[derive(Debug, Args)]
-struct CtlArguments {
-    #[command(flatten)]
-    access: ctl::Access,
-    #[command(subcommand)]
-    verb: CtlVerb,
-}
-
-#[derive(Debug, Subcommand)]
-enum CtlVerb {
-    /// Run one SQL statement.
-    Query {
-        sql: String,
-        /// Database: flow_metrics, flow_log or flow_tag; without it the table's name decides.
-        #[arg(long)]
-        db: Option<String>,
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
-    },
-    /// The services that answer requests now: rate, errors, delays, callers.
-    Top {
-        /// Print the table once, as text. Exit code 3 when no named service had requests.
-        #[arg(long)]
-        once: bool,
-        /// Time between two refreshes.
-        #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
-        interval: Duration,
-        /// Seconds that the figures cover.
-        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(2..=3600))]
-        seconds: u32,
-    },
-    /// The agents that this node knows.
-    Agent {
-        #[command(subcommand)]
-        verb: AgentVerb,
-    },
-    /// The nodes of the cluster.
-    Member {
-        #[command(subcommand)]
-        verb: MemberVerb,
-    },
-    /// Whether the node is well, on one screen.
-    Status,
-    /// Certificates for encrypted connections; asks no node.
-    Cert {
-        #[command(subcommand)]
-        verb: CertVerb,
-    },
-    /// Tokens of the HTTP interface; asks no node.
-    Token {
-        #[command(subcommand)]
-        verb: TokenVerb,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum CertVerb {
-    /// Make a small private authority, and certificates of it for nodes and agents.
-    Bootstrap(ctl::Bootstrap),
-}
-
-#[derive(Debug, Subcommand)]
-enum TokenVerb {
-    /// Make a token, print it once, and add its digest to a tokens file.
-    Create {
-        /// Whose it is.
-        #[arg(long)]
-        name: String,
-        /// What it is good for; may be given several times. Admin is good for everything.
-        #[arg(long, value_enum, required = true)]
-        scope: Vec<Scope>,
-        /// The node's http.tokens_file.
-        #[arg(long, value_name = "FILE")]
-        file: PathBuf,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum MemberVerb {
-    /// One line a node, as the asked node sees them.
-    List {
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
-    },
-}
-
-#[derive(Debug, Subcommand)]
-enum AgentVerb {
-    /// One line an agent.
-    List {
-        #[arg(short, long, value_enum, default_value = "table")]
-        output: Format,
-    },
-}
-
-/// How an answer is printed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    Table,
-    Json,
-    Csv,
-}
-
 /// Runs the verb to its end.
 pub fn run(cli: Cli) -> ExitCode {
-    match cli.verb {
-        Verb::Node(arguments) => ExitCode::from(run_node(arguments)),
-        Verb::Ctl(CtlArguments { access, verb }) => ExitCode::from(run_ctl(&access, verb)),
+    let result = match cli.verb {
+        Verb::Node(arguments) => run_node(arguments),
+        Verb::Ctl(arguments) => return ExitCode::from(run_ctl(arguments)),
+        Verb::Completion(arguments) => manual::completion(&arguments, Cli::command()),
+        Verb::Man(arguments) => manual::man(&arguments, Cli::command()),
         Verb::StoreEngine(arguments) => {
-            ExitCode::from(engine::run(arguments).unwrap_or_else(|error| fail(&error)))
+            return ExitCode::from(engine::run(arguments).unwrap_or_else(|error| fail(&error)));
         }
-    }
+    };
+    ExitCode::from(result.map_or_else(|error| fail(&error), |()| 0))
 }
 
 fn fail(error: &anyhow::Error) -> u8 {
@@ -166,41 +73,19 @@ fn fail(error: &anyhow::Error) -> u8 {
     USAGE
 }
 
-fn run_node(arguments: NodeArguments) -> u8 {
+fn run_node(arguments: NodeArguments) -> anyhow::Result<()> {
     allocator::use_one_arena();
-    let config = match config::load(arguments.config.as_deref(), arguments.data_dir) {
-        Ok(config) => config,
-        Err(error) => return fail(&error),
-    };
+    let config = config::load(arguments.config.as_deref(), arguments.data_dir)?;
     crate::logging::init(&config.log);
-    match runtime().and_then(|runtime| runtime.block_on(node::run(config))) {
-        Ok(()) => 0,
-        Err(error) => fail(&error),
-    }
+    runtime()?.block_on(node::run(config))
 }
 
-fn run_ctl(access: &ctl::Access, verb: CtlVerb) -> u8 {
-    let work = async {
-        let client = || ctl::Client::new(access);
-        match verb {
-            CtlVerb::Query { sql, db, output } => ctl::query(&client()?, &sql, db.as_deref(), output).await,
-            CtlVerb::Top { once, interval, seconds } => ctl::top(&client()?, once, interval, seconds).await,
-            CtlVerb::Agent { verb: AgentVerb::List { output } } => ctl::agents(&client()?, output).await,
-            CtlVerb::Member { verb: MemberVerb::List { output } } => ctl::members(&client()?, output).await,
-            CtlVerb::Status => ctl::status(&client()?).await,
-            CtlVerb::Cert { verb: CertVerb::Bootstrap(order) } => {
-                alone(ctl::bootstrap(&order, clock::seconds()))
-            }
-            CtlVerb::Token { verb: TokenVerb::Create { name, scope, file } } => {
-                alone(tokens::create(&file, &name, &scope).map(|token| token + "\n"))
-            }
-        }
-    };
+fn run_ctl(arguments: ctl::Arguments) -> u8 {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    match runtime.block_on(work) {
+    match runtime.block_on(ctl::run(arguments)) {
         Ok(()) => 0,
         Err(failure) => {
             eprintln!("metaflow: {failure}");
@@ -209,12 +94,16 @@ fn run_ctl(access: &ctl::Access, verb: CtlVerb) -> u8 {
     }
 }
 
-/// What needs no node: it makes a text to print.
-fn alone(made: anyhow::Result<String>) -> Result<(), ctl::Failure> {
-    ctl::print(&made.map_err(|error| ctl::Failure::Usage(format!("{error:#}")))?)
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("failed to start the runtime")
 }
 
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    use anyhow::Context as _;
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("failed to start the runtime")
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_verbs_and_options_fit_together() {
+        Cli::command().debug_assert();
+    }
 }

@@ -1,24 +1,80 @@
 //! `metaflow ctl`: asks a running node over its HTTP interface and prints the answer.
+//!
+//! A group of verbs is a file: its clap enumeration or arguments, and a `run` that does them. What groups share: `arguments` (options),
+//! `output` (how objects are printed), `client` (how a node is asked).
 
+mod agent;
+mod arguments;
 mod cert;
 mod client;
-mod members;
+mod member;
+mod output;
+mod query;
 mod status;
 mod table;
+mod token;
 mod top;
 
 use std::io::{self, Write as _};
 
-use serde_json::Value;
+use clap::{Args, Subcommand};
 
-use crate::cli::{DEGRADED, Format, UNREACHABLE, USAGE};
+use crate::cli::{DEGRADED, UNREACHABLE, UNSAFE, USAGE};
 
-pub(crate) use cert::{Bootstrap, bootstrap};
-use client::Answer;
-pub(crate) use client::{Access, Client};
-pub(crate) use members::members;
-pub(crate) use status::{agents, status};
-pub(crate) use top::top;
+use client::{Access, Answer, Client};
+
+/// What to ask whom.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    access: Access,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Whether the node is well, on one screen.
+    Status(status::Arguments),
+    /// The nodes of the cluster.
+    Member {
+        #[command(subcommand)]
+        verb: member::Verb,
+    },
+    /// The agents that this node knows.
+    Agent {
+        #[command(subcommand)]
+        verb: agent::Verb,
+    },
+    /// Run one SQL statement.
+    Query(query::Arguments),
+    /// The services that answer requests now: rate, errors, delays, callers.
+    Top(top::Arguments),
+    /// Certificates for encrypted connections; asks no node.
+    Cert {
+        #[command(subcommand)]
+        verb: cert::Verb,
+    },
+    /// Tokens of the HTTP interface; asks no node.
+    Token {
+        #[command(subcommand)]
+        verb: token::Verb,
+    },
+}
+
+/// Does what was asked for.
+pub(crate) async fn run(Arguments { access, verb }: Arguments) -> Result<(), Failure> {
+    let client = || Client::new(&access);
+    match verb {
+        Verb::Status(arguments) => status::run(&client()?, arguments).await,
+        Verb::Member { verb } => member::run(&client()?, verb).await,
+        Verb::Agent { verb } => agent::run(&client()?, verb).await,
+        Verb::Query(arguments) => query::run(&client()?, arguments).await,
+        Verb::Top(arguments) => top::run(&client()?, arguments).await,
+        Verb::Cert { verb } => cert::run(verb),
+        Verb::Token { verb } => token::run(verb),
+    }
+}
 
 /// Why a command did not do what it should.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +85,8 @@ pub(crate) enum Failure {
     Unreachable(String),
     #[error("{0}")]
     Degraded(String),
+    #[error("{0}")]
+    Unsafe(String),
 }
 
 impl Failure {
@@ -38,63 +96,14 @@ impl Failure {
             Self::Usage(_) => USAGE,
             Self::Unreachable(_) => UNREACHABLE,
             Self::Degraded(_) => DEGRADED,
+            Self::Unsafe(_) => UNSAFE,
         }
     }
 }
 
-/// One statement and its answer.
-pub(crate) async fn query(
-    client: &Client,
-    sql: &str,
-    database: Option<&str>,
-    format: Format,
-) -> Result<(), Failure> {
-    let answer = client.query(sql, database).await?;
-    print(&render(&answer.columns, &answer.values, format))
-}
-
-/// An answer as text.
-fn render(columns: &[String], rows: &[Vec<Value>], format: Format) -> String {
-    match format {
-        Format::Table => {
-            let texts: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(text).collect()).collect();
-            table::aligned(columns, &texts)
-        }
-        Format::Csv => {
-            let mut out = csv_line(columns.iter().cloned());
-            for row in rows {
-                out.push_str(&csv_line(row.iter().map(text)));
-            }
-            out
-        }
-        Format::Json => {
-            // Duplicate names would lose cells in objects: rows stay arrays beside their columns.
-            let answer = serde_json::json!({ "columns": columns, "values": rows });
-            format!("{answer}\n")
-        }
-    }
-}
-
-fn text(value: &Value) -> String {
-    match value {
-        Value::Null => String::new(),
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
-    }
-}
-
-/// RFC 4180.
-fn csv_line(cells: impl Iterator<Item = String>) -> String {
-    let cells: Vec<String> = cells
-        .map(|cell| {
-            if cell.contains(['"', ',', '\n', '\r']) {
-                format!("\"{}\"", cell.replace('"', "\"\""))
-            } else {
-                cell
-            }
-        })
-        .collect();
-    cells.join(",") + "\r\n"
+/// What needs no node: it makes a text to print.
+fn alone(made: anyhow::Result<String>) -> Result<(), Failure> {
+    print(&made.map_err(|error| Failure::Usage(format!("{error:#}")))?)
 }
 
 /// Writes to standard output; a reader that went away (`| head`) is no failure.
@@ -105,24 +114,5 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
             Err(Failure::Usage(format!("failed to write to standard output: {error}")))
         }
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers_are_printed_in_every_format() {
-        let columns = ["name".to_owned(), "requests".to_owned()];
-        let rows =
-            [vec![Value::from("a, \"b\""), Value::from(u64::MAX)], vec![Value::Null, Value::from(1.5)]];
-        let check = |format, expected: &str| assert_eq!(render(&columns, &rows, format), expected);
-        check(Format::Csv, "name,requests\r\n\"a, \"\"b\"\"\",18446744073709551615\r\n,1.5\r\n");
-        check(
-            Format::Json,
-            "{\"columns\":[\"name\",\"requests\"],\"values\":[[\"a, \\\"b\\\"\",18446744073709551615],[null,1.5]]}\n",
-        );
-        check(Format::Table, "name    requests\na, \"b\"  18446744073709551615\n        1.5\n");
     }
 }

@@ -18,7 +18,8 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
-use crate::secrets::Digest;
+use super::{Failure, alone};
+use crate::{clock, secrets::Digest};
 
 /// Ten years.
 const AUTHORITY_DAYS: i64 = 3653;
@@ -27,9 +28,19 @@ const CLOCK_SKEW: Duration = Duration::hours(1);
 /// How a node is reached on its own machine.
 const LOCAL: [&str; 3] = ["localhost", "127.0.0.1", "::1"];
 
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Verb {
+    /// Make a small private authority, and certificates of it for nodes and agents.
+    Bootstrap(Bootstrap),
+}
+
+pub(super) fn run(Verb::Bootstrap(order): Verb) -> Result<(), Failure> {
+    alone(bootstrap(&order, clock::seconds()))
+}
+
 /// What to make.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Bootstrap {
+pub(super) struct Bootstrap {
     /// Folder of the files; an authority that is there already is used.
     #[arg(long, value_name = "DIR")]
     directory: PathBuf,
@@ -53,7 +64,7 @@ struct Leaf {
 }
 
 /// Makes the files; gives what to do with them. `now` is in seconds since 1970.
-pub(crate) fn bootstrap(order: &Bootstrap, now: u32) -> anyhow::Result<String> {
+fn bootstrap(order: &Bootstrap, now: u32) -> anyhow::Result<String> {
     let Bootstrap { directory, nodes, agents, days } = order;
     ensure!(!nodes.is_empty() || *agents, "nothing to make: name a node with --node, or say --agents");
     let mut leaves = nodes.iter().map(|node| node_leaf(node)).collect::<anyhow::Result<Vec<_>>>()?;

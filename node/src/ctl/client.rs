@@ -9,7 +9,7 @@ use axum::{
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use metaflow_tls::{ClientFiles, HTTP_1};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -26,7 +26,7 @@ const ANSWER_BYTES_MAX: usize = 1 << 30;
 
 /// Which node is asked, and as whom.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Access {
+pub(super) struct Access {
     /// The node's HTTP address.
     #[arg(long, global = true, env = "METAFLOW_URL", default_value = "http://127.0.0.1:20416")]
     url: String,
@@ -43,7 +43,7 @@ pub(crate) struct Access {
 
 /// A node's HTTP interface.
 #[derive(Debug)]
-pub(crate) struct Client {
+pub(super) struct Client {
     base: String,
     host: String,
     port: u16,
@@ -53,9 +53,9 @@ pub(crate) struct Client {
 
 /// The answer to a statement.
 #[derive(Debug, Default, Deserialize)]
-pub(crate) struct Answer {
-    pub(crate) columns: Vec<String>,
-    pub(crate) values: Vec<Vec<Value>>,
+pub(super) struct Answer {
+    pub(super) columns: Vec<String>,
+    pub(super) values: Vec<Vec<Value>>,
 }
 
 #[derive(Deserialize)]
@@ -71,7 +71,7 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 impl Client {
-    pub(crate) fn new(access: &Access) -> Result<Self, Failure> {
+    pub(super) fn new(access: &Access) -> Result<Self, Failure> {
         let Access { url, token, ca, insecure } = access;
         let base = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let base = base.trim_end_matches('/').to_owned();
@@ -114,7 +114,7 @@ impl Client {
     }
 
     /// Runs a statement.
-    pub(crate) async fn query(&self, sql: &str, database: Option<&str>) -> Result<Answer, Failure> {
+    pub(super) async fn query(&self, sql: &str, database: Option<&str>) -> Result<Answer, Failure> {
         let question = serde_json::json!({ "db": database.unwrap_or_default(), "sql": sql });
         let (status, body) = self.request(Method::POST, "/v1/query/", question.to_string()).await?;
         let envelope: Envelope = serde_json::from_slice(&body).map_err(|_| {
@@ -122,22 +122,36 @@ impl Client {
         })?;
         match envelope.result {
             Some(answer) if envelope.opt_status == "SUCCESS" => Ok(answer),
-            _ if status.is_client_error() => Err(Failure::Usage(envelope.description)),
-            _ => Err(Failure::Degraded(envelope.description)),
+            _ => Err(failure(status, envelope.description)),
         }
     }
 
     /// Reads a JSON page.
-    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        let (status, body) = self.request(Method::GET, path, String::new()).await?;
-        if let Ok(value) = serde_json::from_slice(&body)
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.send(Method::GET, path, None::<&()>).await
+    }
+
+    /// Asks for a change (POST, PUT, DELETE), with a JSON body or none; `()` takes an answer without a body.
+    pub(super) async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, Failure> {
+        let body = match body.map(serde_json::to_string) {
+            Some(Err(error)) => return Err(Failure::Usage(format!("{path} cannot be told that: {error}"))),
+            Some(Ok(body)) => body,
+            None => String::new(),
+        };
+        let (status, answer) = self.request(method, path, body).await?;
+        let answer: &[u8] = if answer.is_empty() { b"null" } else { &answer };
+        if let Ok(value) = serde_json::from_slice(answer)
             && status.is_success()
         {
             return Ok(value);
         }
-        match serde_json::from_slice::<Envelope>(&body) {
-            Ok(envelope) if status.is_client_error() => Err(Failure::Usage(envelope.description)),
-            Ok(envelope) => Err(Failure::Degraded(envelope.description)),
+        match serde_json::from_slice::<Envelope>(answer) {
+            Ok(envelope) => Err(failure(status, envelope.description)),
             Err(_) => {
                 Err(Failure::Degraded(format!("{}{path} answered {status} and no readable JSON", self.base)))
             }
@@ -189,6 +203,15 @@ impl Client {
             "no node answers at {}: {cause}; is it running, and is --url (METAFLOW_URL) right?",
             self.base
         ))
+    }
+}
+
+/// What a refusal means: 409 that it would not be safe, other 4xx that the question was wrong.
+fn failure(status: StatusCode, description: String) -> Failure {
+    match status {
+        StatusCode::CONFLICT => Failure::Unsafe(description),
+        _ if status.is_client_error() => Failure::Usage(description),
+        _ => Failure::Degraded(description),
     }
 }
 

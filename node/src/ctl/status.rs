@@ -1,35 +1,35 @@
-//! `metaflow ctl status` and `metaflow ctl agent list`.
+//! `metaflow ctl status`: whether the node is well.
 
-use serde_json::{Map, Value};
+use clap::Args;
+use serde_json::Value;
 
-use super::{Client, Failure, members, print, render, table, text};
-use crate::cli::Format;
+use super::{
+    Client, Failure,
+    arguments::{Shown, View},
+    member,
+    output::{Format, Object, one, text},
+};
 
-/// Shows the node's state; degraded when it has problems.
-pub(crate) async fn status(client: &Client) -> Result<(), Failure> {
-    let status: Map<String, Value> = client.get("/v1/status").await?;
-    let problems: Vec<String> =
-        status.get("problems").and_then(Value::as_array).into_iter().flatten().map(text).collect();
-    let rows: Vec<Vec<String>> = status
-        .iter()
-        .filter(|(name, _)| *name != "problems")
-        .map(|(name, value)| vec![name.replace('_', " "), text(value)])
-        .collect();
-    let members = members::of_cluster(client).await?;
-    print(&(table::aligned(&["NODE", ""], &rows) + &members))?;
-    if problems.is_empty() { Ok(()) } else { Err(Failure::Degraded(problems.join("; "))) }
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    view: View,
 }
 
-/// Shows the agents that the node knows.
-pub(crate) async fn agents(client: &Client, format: Format) -> Result<(), Failure> {
-    let agents: Vec<Map<String, Value>> = client.get("/v1/agents").await?;
-    let columns: Vec<String> = agents.first().map_or_else(Vec::new, |agent| agent.keys().cloned().collect());
-    let rows: Vec<Vec<Value>> = agents
-        .iter()
-        .map(|agent| columns.iter().map(|name| agent.get(name).cloned().unwrap_or(Value::Null)).collect())
-        .collect();
-    if agents.is_empty() && format == Format::Table {
-        return print("no agents\n");
-    }
-    print(&render(&columns, &rows, format))
+/// Shows the node's state; degraded when it has problems.
+pub(super) async fn run(client: &Client, Arguments { view }: Arguments) -> Result<(), Failure> {
+    view.run(async |format| status(client, format).await).await
+}
+
+async fn status(client: &Client, format: Format) -> Result<Shown, Failure> {
+    let mut status: Object = client.get("/v1/status").await?;
+    let problems: Vec<String> =
+        status.get("problems").and_then(Value::as_array).into_iter().flatten().map(text).collect();
+    let text = if matches!(format, Format::Table | Format::Wide) {
+        status.remove("problems");
+        one(&status, format)? + &member::of_cluster(client, format).await?
+    } else {
+        one(&status, format)?
+    };
+    Ok(Shown { text, trouble: (!problems.is_empty()).then(|| problems.join("; ")) })
 }

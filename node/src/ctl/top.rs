@@ -8,13 +8,26 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io::{self, IsTerminal as _},
     time::Duration,
 };
 
+use clap::Args;
 use serde_json::Value;
 
-use super::{Answer, Client, Failure, print, table};
+use super::{Answer, Client, Failure, arguments::repeat, print, table};
+
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// Print the table once, as text. Exit code 3 when no named service had requests.
+    #[arg(long)]
+    once: bool,
+    /// Time between two refreshes.
+    #[arg(long, default_value = "1s", value_parser = humantime::parse_duration)]
+    interval: Duration,
+    /// Seconds that the figures cover.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(2..=3600))]
+    seconds: u32,
+}
 
 const HEADER: [&str; 7] = ["SERVICE", "PROTOCOL", "REQ/S", "ERRORS", "P50", "P95", "CALLERS"];
 /// Rows that fit a usual terminal.
@@ -40,36 +53,18 @@ struct Service {
 }
 
 /// Shows the table, once or until the process is stopped.
-pub(crate) async fn top(
-    client: &Client,
-    once: bool,
-    interval: Duration,
-    seconds: u32,
-) -> Result<(), Failure> {
-    if once {
-        let services = ask(client, seconds).await?;
-        print(&render(&services, seconds, false))?;
-        let named = services.iter().any(|((name, _), service)| is_named(name) && service.requests > 0.0);
-        if named {
-            return Ok(());
-        }
-        return Err(Failure::Degraded(format!("no named service had requests in the last {seconds} s")));
+pub(super) async fn run(client: &Client, arguments: Arguments) -> Result<(), Failure> {
+    let Arguments { once, interval, seconds } = arguments;
+    if !once {
+        return repeat(interval, async || Ok(render(&ask(client, seconds).await?, seconds, true))).await;
     }
-    let terminal = io::stdout().is_terminal();
-    loop {
-        let shown = match ask(client, seconds).await {
-            Ok(services) => render(&services, seconds, true),
-            // A node that restarts comes back; whoever watches wants to see both.
-            Err(failure @ (Failure::Unreachable(_) | Failure::Degraded(_))) => format!("{failure}\n"),
-            Err(failure) => return Err(failure),
-        };
-        // Home, then clear to the end: no flicker, unlike clearing first.
-        print(&if terminal { format!("\x1b[H{}\x1b[J", shown.replace('\n', "\x1b[K\n")) } else { shown })?;
-        tokio::select! {
-            () = tokio::time::sleep(interval) => {}
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-        }
+    let services = ask(client, seconds).await?;
+    print(&render(&services, seconds, false))?;
+    let named = services.iter().any(|((name, _), service)| is_named(name) && service.requests > 0.0);
+    if named {
+        return Ok(());
     }
+    Err(Failure::Degraded(format!("no named service had requests in the last {seconds} s")))
 }
 
 async fn ask(client: &Client, seconds: u32) -> Result<BTreeMap<Key, Service>, Failure> {

@@ -52,3 +52,18 @@ async fn kill_9_leaves_a_folder_that_starts_again() {
     let node = Node::start(folder.path()).await;
     assert_eq!(node.terminate().await, Some(0));
 }
+
+#[tokio::test]
+async fn shells_and_manuals_get_what_they_need() {
+    for (arguments, part) in [
+        (&["completion", "bash"][..], "complete -F _metaflow"),
+        (&["completion", "zsh"], "#compdef metaflow"),
+        (&["completion", "fish"], "complete -c metaflow"),
+        (&["man"], ".TH metaflow 1"),
+    ] {
+        let output = Command::new(program()).args(arguments).output().await.unwrap();
+        assert_eq!(output.status.code(), Some(0));
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains(part), "{arguments:?}: {}", &text[..text.len().min(300)]);
+    }
+}
