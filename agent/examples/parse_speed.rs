@@ -28,6 +28,17 @@ const HTTP_RESPONSE: &[u8] =
     b"HTTP/1.1 200 OK\r\nServer: nginx/1.24.0\r\nDate: Sun, 22 Nov 2026 14:00:00 GMT\r\n\
 Content-Type: application/json\r\nContent-Length: 32\r\nConnection: keep-alive\r\n\r\n\
 {\"orders\":[1,2,3,4,5,6,7,8,9,0]}";
+/// A request as browsers and proxies repeat it: fields by their place in the table (here the fixed one) and some literals. Every case
+/// is said again and again with the same stream, which the parser takes for a new one each time.
+const HTTP2_REQUEST: &[u8] = b"\0\0\x4a\x01\x05\0\0\0\x01\x82\x86\x04\x20/api/v1/users/42/orders?page=two\
+\x01\x10shop.example.com\x0f\x2b\x0bMozilla/5.0\x0f\x04\x03*/*";
+const HTTP2_RESPONSE: &[u8] =
+    b"\0\0\x07\x01\x04\0\0\0\x01\x88\x0f\x10\x03a/b\0\0\x20\0\x01\0\0\0\x01{\"orders\":[1,2,3,4,5,6,7,8,9,0]}";
+const GRPC_REQUEST: &[u8] =
+    b"\0\0\x38\x01\x04\0\0\0\x01\x83\x86\x04\x12/shop.Cart/GetCart\x01\x0dcart.svc:7070\
+\x0f\x10\x10application/grpc\0\0\x07\0\x01\0\0\0\x01\0\0\0\0\x02ab";
+const GRPC_RESPONSE: &[u8] = b"\0\0\x14\x01\x04\0\0\0\x01\x88\x0f\x10\x10application/grpc\
+\0\0\x07\0\0\0\0\0\x01\0\0\0\0\x02ab\0\0\x0f\x01\x05\0\0\0\x01\0\x0bgrpc-status\x010";
 const REDIS_REQUEST: &[u8] = b"*2\r\n$3\r\nGET\r\n$18\r\nuser_conf_config_1\r\n";
 const REDIS_RESPONSE: &[u8] = b"$11\r\nhello world\r\n";
 const MYSQL_STATEMENT: &[u8] = b"\x03select id, name from users where id = 42 and kind = 'ab'";
@@ -53,7 +64,7 @@ struct Case {
     response: Vec<u8>,
 }
 
-fn cases() -> [Case; 5] {
+fn cases() -> [Case; 7] {
     let case = |name, protocol, port, request: &[u8], response: &[u8]| {
         let transport = if port == 53 { Transport::Udp } else { Transport::Tcp };
         Case { name, protocol, transport, port, request: request.to_vec(), response: response.to_vec() }
@@ -62,6 +73,8 @@ fn cases() -> [Case; 5] {
     let rows = mysql(1, &[&[1], MYSQL_COLUMN, MYSQL_MARKER, row, MYSQL_MARKER]);
     [
         case("HTTP/1", L7Protocol::Http1, 80, HTTP_REQUEST, HTTP_RESPONSE),
+        case("HTTP/2", L7Protocol::Http2, 8080, HTTP2_REQUEST, HTTP2_RESPONSE),
+        case("gRPC", L7Protocol::Http2, 8081, GRPC_REQUEST, GRPC_RESPONSE),
         case("Redis", L7Protocol::Redis, 6379, REDIS_REQUEST, REDIS_RESPONSE),
         case("MySQL", L7Protocol::MySql, 3306, &mysql(0, &[MYSQL_STATEMENT]), &rows),
         case("PostgreSQL", L7Protocol::PostgreSql, 5432, POSTGRESQL_REQUEST, POSTGRESQL_RESPONSE),

@@ -12,6 +12,7 @@ pub(crate) mod trace;
 
 mod dns;
 mod http1;
+mod http2;
 mod mysql;
 mod postgresql;
 mod redis;
@@ -22,8 +23,14 @@ use crate::session::{Config, Segment, Transport};
 use trace::Trace;
 
 /// Every protocol, the cheapest and most certain recognition first.
-pub(crate) static PROTOCOLS: &[&Protocol] =
-    &[&http1::PROTOCOL, &redis::PROTOCOL, &mysql::PROTOCOL, &postgresql::PROTOCOL, &dns::PROTOCOL];
+pub(crate) static PROTOCOLS: &[&Protocol] = &[
+    &http1::PROTOCOL,
+    &http2::PROTOCOL,
+    &redis::PROTOCOL,
+    &mysql::PROTOCOL,
+    &postgresql::PROTOCOL,
+    &dns::PROTOCOL,
+];
 
 /// What the session layer must know of a protocol.
 pub(crate) struct Protocol {
@@ -79,11 +86,16 @@ pub(crate) struct Context<'a> {
 }
 
 /// How a parser gets on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 pub(crate) enum Progress {
     Going,
-    /// The flow speaks another protocol or an opaque one from here on.
+    /// The flow speaks an opaque protocol from here on.
     Done,
+    /// The flow speaks another protocol from the last `rest` bytes of the segment on; the open request is the first of that one.
+    Becomes {
+        protocol: &'static Protocol,
+        rest: u64,
+    },
 }
 
 /// A parser of one flow: bytes in, messages out.
@@ -104,6 +116,11 @@ pub(crate) enum Message {
     RequestMore(Envelope),
     /// More of a response that was handed out as incomplete.
     ResponseMore(ResponseMore),
+    /// A request will not be answered.
+    Failed {
+        envelope: Envelope,
+        outcome: Outcome,
+    },
     /// Bytes or the way were lost: what is open can no longer be paired for certain.
     Lost,
 }
@@ -125,6 +142,8 @@ pub(crate) struct Envelope {
 #[derive(Debug, Default, PartialEq)]
 pub(crate) struct Request {
     pub(crate) envelope: Envelope,
+    /// Where it is not the conversation's.
+    pub(crate) protocol: Option<L7Protocol>,
     pub(crate) version: &'static str,
     pub(crate) request_type: String,
     pub(crate) domain: String,
@@ -153,6 +172,8 @@ pub(crate) struct Outcome {
 #[derive(Debug, PartialEq)]
 pub(crate) struct Response {
     pub(crate) envelope: Envelope,
+    /// Where it is not the conversation's.
+    pub(crate) protocol: Option<L7Protocol>,
     pub(crate) version: &'static str,
     pub(crate) outcome: Outcome,
     pub(crate) result: String,
@@ -160,12 +181,15 @@ pub(crate) struct Response {
     pub(crate) x_request_id: String,
     /// What a lone response tells of its request; used when the request does not say it.
     pub(crate) request_type: String,
+    pub(crate) domain: String,
     pub(crate) resource: String,
     pub(crate) endpoint: String,
     /// Statement id and the like; 0 leaves the request's.
     pub(crate) number: u64,
     /// All of it was seen; otherwise a [`Message::ResponseMore`] follows.
     pub(crate) complete: bool,
+    /// It answers no request: a further message of a stream.
+    pub(crate) one_way: bool,
 }
 
 /// The new part of a response that was handed out as incomplete.
@@ -176,6 +200,8 @@ pub(crate) struct ResponseMore {
     pub(crate) failure: Option<Outcome>,
     /// Replaces the response's result unless it is empty.
     pub(crate) result: String,
+    /// When the response counts as arrived, where that is not its first byte: the end of a stream.
+    pub(crate) arrived: Option<u64>,
 }
 
 impl ResponseMore {
@@ -190,16 +216,19 @@ impl Response {
     pub(crate) fn new(envelope: Envelope) -> Self {
         Response {
             envelope,
+            protocol: None,
             version: "",
             outcome: Outcome { status: ResponseStatus::Normal, code: 0, exception: String::new() },
             result: String::new(),
             trace: Trace::default(),
             x_request_id: String::new(),
             request_type: String::new(),
+            domain: String::new(),
             resource: String::new(),
             endpoint: String::new(),
             number: 0,
             complete: true,
+            one_way: false,
         }
     }
 }

@@ -85,7 +85,7 @@ pub struct Session {
     pub response_duration: Option<u64>,
     /// Protocol version as text, e.g. `1.1`.
     pub version: &'static str,
-    /// HTTP method, Redis command, MySQL command (`COM_QUERY`), DNS record type.
+    /// HTTP method, gRPC method, Redis command, MySQL command (`COM_QUERY`), PostgreSQL message, DNS record type.
     pub request_type: String,
     /// HTTP host, DNS name, database.
     pub request_domain: String,
@@ -96,7 +96,7 @@ pub struct Session {
     /// Stream id, statement id, DNS transaction id; 0 when the protocol has none.
     pub request_id: u64,
     pub status: ResponseStatus,
-    /// HTTP status, MySQL error number, DNS rcode.
+    /// HTTP status, gRPC status, MySQL error number, SQLSTATE where it is a number, DNS rcode.
     pub response_code: i32,
     /// Error text of the server. Redacted.
     pub response_exception: String,

@@ -40,11 +40,40 @@ fn counts_and_response_times_are_those_of_the_oracle() {
     }
     check("dns/dns.pcap", [2, 2, 1, 0, 2, 181_558, 176_754]);
     check("http/httpv1.pcap", [1, 1, 0, 0, 1, 84_051, 84_051]);
+    check("http/h2c_ascii.pcap", [1, 1, 0, 0, 1, 2_023, 2_023]);
+    check("http/grpc-server-stream.pcap", [2, 5, 0, 0, 1, 2_506_326, 2_506_326]);
     check("mysql/171-mysql.pcap", [390, 390, 0, 0, 390, 127_090, 5_355]);
     check("redis/redis.pcap", [10, 10, 0, 0, 10, 592, 96]);
     check("redis/redis-debug.pcap", [1, 1, 0, 0, 1, 1_209, 1_209]);
     check("postgre/prepare_stat.pcap", [1, 1, 0, 0, 1, 477, 477]);
     check("postgre/error.pcap", [1, 1, 1, 0, 1, 103, 103]);
+}
+
+/// The call of each capture. Theirs prints a line for each packet, with the fields of whatever frames are in it.
+#[test]
+fn http2_results() {
+    for (name, answer) in [("h2c_ascii", 1), ("grpc-unary", 1), ("grpc-server-stream", 7)] {
+        let name = format!("http/{name}");
+        let lines = expected_lines(&name);
+        let sessions = replay(&format!("{name}.pcap"), plain());
+        let call = sessions.iter().find(|session| session.response_duration.is_some()).expect("a call");
+        let asked = |field: &str| debug_field(&lines[0], field);
+        assert_eq!((call.protocol, call.version), (L7Protocol::Grpc, "2"), "{name}");
+        assert_eq!(call.request_resource, asked("path"));
+        assert_eq!(call.endpoint, asked("endpoint"));
+        assert_eq!(call.request_domain, asked("host"));
+        assert_eq!(call.request_id.to_string(), asked("stream_id"));
+        assert_eq!(asked("path").rsplit('/').next(), Some(&*call.request_type));
+        let answered = |field: &str| debug_field(&lines[answer], field);
+        assert_eq!((answered("status"), call.status), ("Ok".to_owned(), ResponseStatus::Normal));
+        assert!(["0", ""].contains(&&*answered("grpc_status_code")));
+        assert_eq!(call.response_code, 0);
+        // Where two packets make the request theirs counts each of them.
+        assert!(
+            u64::from(call.captured_request_byte)
+                >= asked("captured_request_byte").parse::<u64>().expect("a number") - 30
+        );
+    }
 }
 
 /// HTTP/2 is another protocol.

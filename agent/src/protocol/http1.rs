@@ -1,6 +1,6 @@
 //! HTTP/1.0 and HTTP/1.1 (RFC 9112): heads are read, bodies are skipped.
 //!
-//! Leaves out: what follows an upgrade or CONNECT, HTTP/2 (its preface is not taken for HTTP/1), bodies.
+//! Leaves out: what follows CONNECT or an upgrade to anything but HTTP/2, bodies.
 
 mod head;
 
@@ -38,6 +38,8 @@ struct Http1 {
     responses: Side,
     /// Kinds of the requests that wait for a response.
     outstanding: VecDeque<Kind>,
+    /// The server's stream goes on as HTTP/2 from this byte on.
+    upgraded: Option<u64>,
 }
 
 /// What a request's method means for its response.
@@ -84,7 +86,7 @@ impl Parser for Http1 {
                 _ => {}
             }
         }
-        let Http1 { requests, responses, outstanding } = self;
+        let Http1 { requests, responses, outstanding, upgraded } = self;
         let side = match segment.direction {
             Direction::ToServer => &mut *requests,
             Direction::ToClient => &mut *responses,
@@ -96,7 +98,7 @@ impl Parser for Http1 {
             out.push(Message::Lost);
         }
         let Side { stream, body, told, stated, opaque, .. } = side;
-        let mut state = State { body, told, stated, opaque, outstanding };
+        let mut state = State { body, told, stated, opaque, outstanding, upgraded };
         let lost = stream.feed(segment, HEAD_MAX, |view| match segment.direction {
             Direction::ToServer => state.request(ctx, view, out),
             Direction::ToClient => state.response(view, out),
@@ -106,14 +108,18 @@ impl Parser for Http1 {
             outstanding.clear();
             out.push(Message::Lost);
         }
+        if let Some(begin) = self.upgraded {
+            let rest = self.responses.stream.progress().0.saturating_sub(begin);
+            return Progress::Becomes { protocol: &super::http2::PROTOCOL, rest };
+        }
         if self.requests.opaque || self.responses.opaque { Progress::Done } else { Progress::Going }
     }
 
     fn finish(&mut self, ctx: &Context<'_>, out: &mut Vec<Message>) {
-        let Http1 { requests, responses, outstanding } = self;
+        let Http1 { requests, responses, outstanding, upgraded } = self;
         for (side, is_request) in [(requests, true), (responses, false)] {
             let Side { stream, body, told, stated, opaque, .. } = side;
-            let mut state = State { body, told, stated, opaque, outstanding };
+            let mut state = State { body, told, stated, opaque, outstanding, upgraded };
             match stream.carry() {
                 Some(view) if *state.body == Body::None && is_request => state.request(ctx, view, out),
                 Some(view) if *state.body == Body::None => state.response(view, out),
@@ -127,13 +133,13 @@ impl Parser for Http1 {
 impl Http1 {
     /// A response to a request whose head goes on in bytes that nobody captured: the request is what was seen of it.
     fn end_cut_request(&mut self, ctx: &Context<'_>, out: &mut Vec<Message>) {
-        let Http1 { requests, outstanding, .. } = self;
+        let Http1 { requests, outstanding, upgraded, .. } = self;
         let Side { stream, body, told, stated, opaque, .. } = requests;
         if !outstanding.is_empty() || *body != Body::None {
             return;
         }
         if let Some(view) = stream.carry() {
-            State { body, told, stated, opaque, outstanding }.request(ctx, view, out);
+            State { body, told, stated, opaque, outstanding, upgraded }.request(ctx, view, out);
             requests.stream.abandon();
             requests.body = Body::None;
         }
@@ -173,6 +179,7 @@ struct State<'a> {
     stated: &'a mut bool,
     opaque: &'a mut bool,
     outstanding: &'a mut VecDeque<Kind>,
+    upgraded: &'a mut Option<u64>,
 }
 
 impl State<'_> {
@@ -219,6 +226,12 @@ impl State<'_> {
         let Some(size) = line.size.and_then(read) else { return incomplete(view.bytes, view.last) };
         let code = line.code;
         if (100..200).contains(&code) && code != 101 {
+            return Step::Take(size as u64);
+        }
+        if code == 101 && headers.upgrades_to_http2() {
+            // The response itself comes as the first stream of HTTP/2.
+            *self.upgraded = Some(view.offset + size as u64);
+            *self.opaque = true;
             return Step::Take(size as u64);
         }
         let kind = self.outstanding.pop_front().unwrap_or(Kind::Plain);

@@ -4,7 +4,7 @@
 
 use std::borrow::Cow;
 
-use super::text::normalised;
+use super::text::{normalised, percent_decoded};
 use super::trace::Trace;
 
 /// Statements are kept up to here; generated ones are rarely longer.
@@ -167,26 +167,6 @@ pub(crate) fn trace(statement: &str, dialect: Dialect) -> Trace {
         at = end;
     }
     trace
-}
-
-/// `%2C` is a comma.
-fn percent_decoded(bytes: &[u8]) -> Vec<u8> {
-    let digit = |byte: &u8| char::from(*byte).to_digit(16);
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    loop {
-        rest = match rest {
-            [b'%', high, low, rest @ ..] if digit(high).is_some() && digit(low).is_some() => {
-                out.extend(digit(high).zip(digit(low)).map(|(high, low)| (high * 16 + low) as u8));
-                rest
-            }
-            [byte, rest @ ..] => {
-                out.push(*byte);
-                rest
-            }
-            [] => return out,
-        };
-    }
 }
 
 /// Words that stand between a keyword and the name that it announces.

@@ -59,6 +59,26 @@ pub(crate) fn trim(bytes: &[u8]) -> &[u8] {
     bytes.trim_ascii()
 }
 
+/// `%2C` is a comma.
+pub(crate) fn percent_decoded(bytes: &[u8]) -> Vec<u8> {
+    let digit = |byte: &u8| char::from(*byte).to_digit(16);
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    loop {
+        rest = match rest {
+            [b'%', high, low, rest @ ..] if digit(high).is_some() && digit(low).is_some() => {
+                out.extend(digit(high).zip(digit(low)).map(|(high, low)| (high * 16 + low) as u8));
+                rest
+            }
+            [byte, rest @ ..] => {
+                out.push(*byte);
+                rest
+            }
+            [] => return out,
+        };
+    }
+}
+
 /// The path of a target without query, with every part that looks like an id replaced, so that few distinct values remain.
 pub(crate) fn endpoint(target: &str) -> String {
     let path = path_of(target);

@@ -164,8 +164,25 @@ impl Conversation {
                 talk.count(&mut self.losses);
                 self.state = State::Deaf;
             }
+            Progress::Becomes { protocol, rest } => {
+                talk.pending.becomes(protocol);
+                talk.parser = (protocol.parser)(&ctx);
+                self.protocol = protocol.number;
+                if let Some(segment) = last_of(segment, rest) {
+                    self.talk(&segment, out);
+                }
+            }
         }
     }
+}
+
+/// The last bytes of a segment, counted on the wire.
+fn last_of<'a>(segment: &Segment<'a>, rest: u64) -> Option<Segment<'a>> {
+    let rest = u32::try_from(rest).ok().filter(|rest| (1..=segment.payload_length).contains(rest))?;
+    let skipped = segment.payload_length - rest;
+    let payload = segment.payload.get(skipped as usize..)?;
+    let tcp_seq = segment.tcp_seq.wrapping_add(skipped);
+    Some(Segment { payload, payload_length: rest, tcp_seq, gap: false, ..*segment })
 }
 
 impl Talk {

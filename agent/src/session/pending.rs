@@ -6,7 +6,7 @@ use std::mem::take;
 use metaflow_schema::enums::{L7Protocol, L7Type, ResponseStatus};
 
 use super::Session;
-use crate::protocol::{Envelope, Message, Outcome, Pairing, Request, Response, ResponseMore};
+use crate::protocol::{Envelope, Message, Outcome, Pairing, Protocol, Request, Response, ResponseMore};
 
 /// Open requests of one flow; more than servers allow streams or clients pipeline.
 const OPEN_MAX: usize = 128;
@@ -63,6 +63,7 @@ impl Pending {
             Message::Response(response) => self.response(response, out),
             Message::RequestMore(envelope) => self.request_more(envelope),
             Message::ResponseMore(more) => self.response_more(more, out),
+            Message::Failed { envelope, outcome } => self.failed(envelope, outcome, out),
             Message::Lost => self.lost(out),
         }
     }
@@ -135,7 +136,32 @@ impl Pending {
         self.entries.push_back(Entry::Open(Box::new(Open { id, due, answered: false, session })));
     }
 
+    /// The conversation goes on in another protocol, whose first stream is the request that is open.
+    pub(super) fn becomes(&mut self, protocol: &Protocol) {
+        (self.protocol, self.pairing, self.timeout_us) =
+            (protocol.number, protocol.pairing, protocol.timeout_us);
+        self.entries.retain(|entry| matches!(entry, Entry::Open(_)));
+        for entry in &mut self.entries {
+            if let Entry::Open(open) = entry {
+                open.id = 1;
+                (open.session.protocol, open.session.request_id) = (protocol.number, 1);
+            }
+        }
+    }
+
+    fn failed(&mut self, envelope: &Envelope, outcome: &mut Outcome, out: &mut Vec<Session>) {
+        if let Some((at, open)) = self.find(envelope.id, false) {
+            open.session.end_time = open.session.end_time.max(envelope.end_time);
+            fail(&mut open.session, outcome);
+            self.take(at, out);
+        }
+    }
+
     fn response(&mut self, response: &mut Response, out: &mut Vec<Session>) {
+        if response.one_way {
+            out.push(of_response(self.protocol, response));
+            return;
+        }
         if self.pairing == Pairing::Order && matches!(self.front(), Some(open) if open.answered) {
             self.take(0, out);
         }
@@ -175,7 +201,7 @@ impl Pending {
     }
 
     fn response_more(&mut self, more: &mut ResponseMore, out: &mut Vec<Session>) {
-        let ResponseMore { envelope, complete, failure, result } = more;
+        let ResponseMore { envelope, complete, failure, result, arrived } = more;
         let Some((at, open)) = self.find(envelope.id, true) else { return };
         let session = &mut open.session;
         session.response_length = session.response_length.saturating_add(envelope.length);
@@ -183,6 +209,9 @@ impl Pending {
         session.end_time = session.end_time.max(envelope.end_time);
         if let Some(outcome) = failure {
             fail(session, outcome);
+        }
+        if let Some(arrived) = arrived {
+            session.response_duration = Some(arrived.saturating_sub(session.start_time));
         }
         if !result.is_empty() {
             session.response_result = take(result);
@@ -251,6 +280,7 @@ impl Open {
 fn of_request(protocol: L7Protocol, request: &mut Request) -> Session {
     let Request {
         envelope,
+        protocol: own,
         version,
         request_type,
         domain,
@@ -265,7 +295,7 @@ fn of_request(protocol: L7Protocol, request: &mut Request) -> Session {
         one_way: _,
     } = request;
     Session {
-        protocol,
+        protocol: own.unwrap_or(protocol),
         l7_type: L7Type::Request,
         start_time: envelope.start_time,
         end_time: envelope.end_time,
@@ -310,17 +340,21 @@ fn of_response(protocol: L7Protocol, response: &mut Response) -> Session {
 fn answer(session: &mut Session, response: &mut Response) {
     let Response {
         envelope,
+        protocol,
         version,
         outcome,
         result,
         trace,
         x_request_id,
         request_type,
+        domain,
         resource,
         endpoint,
         number,
         complete: _,
+        one_way: _,
     } = response;
+    session.protocol = protocol.unwrap_or(session.protocol);
     session.l7_type = L7Type::Session;
     session.response_duration = Some(envelope.start_time.saturating_sub(session.start_time));
     session.end_time = session.end_time.max(envelope.end_time);
@@ -337,6 +371,7 @@ fn answer(session: &mut Session, response: &mut Response) {
     session.x_request_id_response = take(x_request_id);
     if session.request_type.is_empty() {
         session.request_type = take(request_type);
+        session.request_domain = take(domain);
         session.request_resource = take(resource);
         session.endpoint = take(endpoint);
     }

@@ -15,6 +15,9 @@ static REAL: LazyLock<Vec<(u16, Vec<Turn>)>> = LazyLock::new(|| {
         "http/httpv1.pcap",
         "http/client-ip.pcap",
         "http/istio-tcp-frag.pcap",
+        "http/h2c_ascii.pcap",
+        "http/grpc-unary.pcap",
+        "http/grpc-server-stream.pcap",
         "mysql/large-response.pcap",
         "mysql/mysql-database.pcap",
         "mysql/mysql-exec.pcap",
@@ -29,6 +32,7 @@ static REAL: LazyLock<Vec<(u16, Vec<Turn>)>> = LazyLock::new(|| {
     let mut found: Vec<(u16, Vec<Turn>)> = captures.iter().map(|capture| conversation(capture)).collect();
     found.push((80, handmade_http()));
     found.push((6379, handmade_redis()));
+    found.push((8080, handmade_http2()));
     found.push((5432, handmade_postgresql()));
     found
 });
@@ -71,6 +75,21 @@ fn handmade_http() -> Vec<Turn> {
         "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\nhello worldHTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nHTTP/1.1 500 Oh\r\nTransfer-Encoding: chunked\r\n\r\nc;x\r\n0123456789ab\r\n0\r\nT: 1\r\n\r\n",
         "\r\nGET /last HTTP/1.0\r\nb3: aa-bb\r\n\r\n",
         "HTTP/1.0 404 No\r\n\r\nuntil the end",
+    ])
+}
+
+/// An upgrade, pushed responses, header blocks in parts, streams of messages, resets; a table that is referred to.
+fn handmade_http2() -> Vec<Turn> {
+    turns(&[
+        "GET /a HTTP/1.1\r\nHost: h\r\nUpgrade: h2c\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64\
+         \0\0\x0d\x01\x04\0\0\0\x01\x48\x03404\x0f\x0d\x012\x0f\x10\x01x\0\0\x02\0\x01\0\0\0\x01no",
+        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\
+         \0\0\x1b\x01\x04\0\0\0\x03\x44\x06/s.S/m\x5f\x10application/grpc\x3e\
+         \0\0\x0c\0\x01\0\0\0\x03\0\0\0\0\x01x\0\0\0\0\x01y\
+         \0\0\x04\x01\0\0\0\0\x05\x44\x02/b\0\0\x03\x09\x04\0\0\0\x05\x41\x01h",
+        "\0\0\x05\x01\x04\0\0\0\x03\x48\x03200\0\0\x03\0\0\0\0\0\x03\0\0\0\0\0\x09\0\0\0\0\0\x03\0\x01x\0\0\0\0\x01z\
+         \0\0\x10\x01\x05\0\0\0\x03\x40\x0bgrpc-status\x0213\0\0\x04\x03\0\0\0\0\x05\0\0\0\x07",
     ])
 }
 
@@ -192,6 +211,14 @@ fn piece() -> impl Strategy<Value = Vec<u8>> {
             b"\x01\0\0\x01\xfa",
             b"\xff\xff\xff\0\x03",
             b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x01a\xc0\x0c\0\x01\0\x01",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"\0\0\x04\x01\x05\0\0\0\x01\x82\x84\x86\xbe",
+            b"\0\0\x01\x01\x04\0\0\0\x01\x3f",
+            b"\0\0\x06\x01\0\0\0\0\x03\x44\x02/b\x3f\xff",
+            b"\0\0\x04\x09\x04\0\0\0\x03\x41\x01h\xc0",
+            b"\0\0\x08\0\x08\0\0\0\x01\x02\0\0\0\0\xff\0\0",
+            b"\0\0\x04\x03\0\0\0\0\x01\0\0\0\x08",
+            b"\0\0\x01\x01\x05\0\0\0\x01\x88",
             b"Q\0\0\0\x0dselect 1\0",
             b"P\0\0\0\x10\0select 1\0\0\0",
             b"B\0\0\0\x0c\0\0\0\0\0\0\0\0E\0\0\0\x09\0\0\0\0\0",

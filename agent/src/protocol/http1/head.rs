@@ -56,6 +56,7 @@ pub(super) struct Headers<'a> {
     traces: [Option<(Carrier, &'a [u8])>; TRACES_MAX],
     length: Option<u64>,
     chunked: bool,
+    upgrade: &'a [u8],
 }
 
 impl<'a> Headers<'a> {
@@ -72,6 +73,10 @@ impl<'a> Headers<'a> {
             }
         }
         last.then_some(rest.len())
+    }
+
+    pub(super) fn upgrades_to_http2(&self) -> bool {
+        self.upgrade.eq_ignore_ascii_case(b"h2c")
     }
 
     /// How the body ends; `default` when the headers do not say it.
@@ -95,7 +100,10 @@ impl<'a> Headers<'a> {
             b'r' => set(&mut self.referer, value(line, b"referer")),
             b'u' => match value(line, b"user-agent") {
                 Some(value) => self.user_agent = value,
-                None => self.trace(line),
+                None => match value(line, b"upgrade") {
+                    Some(value) => self.upgrade = value,
+                    None => self.trace(line),
+                },
             },
             b't' => match value(line, b"transfer-encoding") {
                 Some(value) => {
@@ -152,6 +160,7 @@ pub(super) fn request(
     let resource = redact::url(ctx.config, line.target, TEXT_MAX);
     Message::Request(Request {
         envelope,
+        protocol: None,
         version: line.version,
         request_type: line.method.to_owned(),
         domain: text(headers.host, NAME_MAX),
@@ -174,17 +183,12 @@ pub(super) fn response(
     complete: bool,
 ) -> Message {
     Message::Response(Response {
-        envelope,
         version: line.version,
         outcome: outcome(line.code, line.reason),
-        result: String::new(),
         trace: trace(headers),
         x_request_id: text(headers.request_id, NAME_MAX),
-        request_type: String::new(),
-        resource: String::new(),
-        endpoint: String::new(),
-        number: 0,
         complete,
+        ..Response::new(envelope)
     })
 }
 

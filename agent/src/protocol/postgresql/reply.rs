@@ -62,7 +62,12 @@ impl Replies {
             ..Envelope::default()
         };
         let result = std::mem::take(&mut self.tags);
-        Some(Message::ResponseMore(ResponseMore { envelope, complete: true, failure: None, result }))
+        Some(Message::ResponseMore(ResponseMore {
+            envelope,
+            complete: true,
+            result,
+            ..ResponseMore::default()
+        }))
     }
 
     pub(super) fn message(
@@ -192,7 +197,13 @@ impl Replies {
                     captured: turn.end.1.saturating_sub(captured),
                     ..turn.envelope
                 };
-                Message::ResponseMore(ResponseMore { envelope, complete: true, failure, result })
+                Message::ResponseMore(ResponseMore {
+                    envelope,
+                    complete: true,
+                    failure,
+                    result,
+                    arrived: None,
+                })
             }
             None => {
                 let mut response = Response { result, ..Response::new(turn.envelope) };
