@@ -68,7 +68,7 @@ impl Trace {
         }
     }
 
-    /// `00-<trace>-<span>-<flags>`; later versions may add to it.
+    /// `00-<trace>-<span>-<flags>`; later versions may add to it. Ids of zeros and the version `ff` are invalid.
     fn trace_parent(&mut self, value: &[u8]) {
         let (Some(version), Some(trace), Some(span)) = (value.get(..3), value.get(3..36), value.get(36..52))
         else {
@@ -76,7 +76,9 @@ impl Trace {
         };
         let ends = value.get(52).is_none_or(|byte| *byte == b'-');
         let ([first, second, b'-'], [trace @ .., b'-']) = (version, trace) else { return };
-        if ends && *first != b'-' && *second != b'-' && is_hex(trace) && is_hex(span) {
+        let version = [*first, *second];
+        let version = is_hex(&version) && !version.eq_ignore_ascii_case(b"ff");
+        if ends && version && is_id(trace) && is_id(span) {
             self.set(4, trace, span, b"");
         }
     }
@@ -90,7 +92,11 @@ impl Trace {
             return;
         };
         let (Some(trace), Some(mut segment)) = (base64(trace), base64(segment)) else { return };
-        if index.len() > 10 || !index.iter().all(u8::is_ascii_digit) {
+        if trace.is_empty()
+            || segment.is_empty()
+            || !matches!(index.len(), 1..=10)
+            || !index.iter().all(u8::is_ascii_digit)
+        {
             return;
         }
         segment.push(b'-');
@@ -102,8 +108,9 @@ impl Trace {
     fn b3(&mut self, value: &[u8]) {
         let mut parts = value.split(|byte| *byte == b'-');
         let (Some(trace), Some(span)) = (parts.next(), parts.next()) else { return };
-        if is_hex(trace) && is_hex(span) {
-            self.set(2, trace, span, parts.nth(1).unwrap_or_default());
+        let parent = parts.nth(1).filter(|parent| is_id(parent)).unwrap_or_default();
+        if is_id(trace) && is_id(span) {
+            self.set(2, trace, span, parent);
         }
     }
 
@@ -112,14 +119,14 @@ impl Trace {
         let value = text(value, NAME_MAX).replace("%3A", ":").replace("%3a", ":");
         let mut parts = value.split(':').map(str::as_bytes);
         let (Some(trace), Some(span)) = (parts.next(), parts.next()) else { return };
-        let parent = parts.next().filter(|parent| *parent != b"0").unwrap_or_default();
-        if is_hex(trace) && is_hex(span) && (parent.is_empty() || is_hex(parent)) {
+        let parent = parts.next().filter(|parent| is_id(parent)).unwrap_or_default();
+        if is_id(trace) && is_id(span) {
             self.set(1, trace, span, parent);
         }
     }
 
     fn b3_part(&mut self, value: &[u8], field: impl Fn(&mut Trace) -> &mut String) {
-        if self.rank > 2 || !is_hex(value) {
+        if self.rank > 2 || !is_id(value) {
             return;
         }
         if self.rank < 2 {
@@ -144,6 +151,11 @@ fn is_hex(bytes: &[u8]) -> bool {
     // Without a way out of the loop it works on many bytes at a time.
     let digits = || bytes.iter().fold(true, |digits, byte| digits & byte.is_ascii_hexdigit());
     !bytes.is_empty() && bytes.len() <= 32 && digits()
+}
+
+/// An id that is not the one of zeros, which stands for none.
+fn is_id(bytes: &[u8]) -> bool {
+    is_hex(bytes) && bytes.iter().any(|digit| *digit != b'0')
 }
 
 /// Standard base64 of short texts, padding optional.
@@ -201,6 +213,33 @@ mod tests {
         );
         check(&[("uber-trace-id", "aa:bb:0:1")], ("aa", "bb", ""));
         check(&[("uber-trace-id", "aa%3Abb%3Acc%3A1")], ("aa", "bb", "cc"));
+        // What is malformed or names nothing is no trace; of B3 in parts, the parts that are good.
+        let (trace, span) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+        for value in [
+            String::new(),
+            "00".to_owned(),
+            format!("ff-{trace}-{span}-01"),
+            format!("0x-{trace}-{span}-01"),
+            format!("00-{trace}-{span}01"),
+            format!("00-{}-{span}-01", "0".repeat(32)),
+            format!("00-{trace}-{}-01", "0".repeat(16)),
+            format!("00-{}-{span}-01", &trace[1..]),
+            format!("00-{trace}g{span}-01"),
+        ] {
+            check(&[("traceparent", &value)], ("", "", ""));
+        }
+        check(&[("traceparent", &format!("01-{trace}-{span}-01-more"))], (trace, span, ""));
+        for value in ["1", "1-YWJj-ZGVm", "1-YWJj-ZGVm-", "1--ZGVm-6-x", "1-YWJj-ZGVm-x-y", "1-Y*Jj-ZGVm-6-x"]
+        {
+            check(&[("sw8", value)], ("", "", ""));
+        }
+        check(&[("b3", "aa-bb-1-nonsense")], ("aa", "bb", ""));
+        check(&[("b3", "00-bb")], ("", "", ""));
+        check(&[("b3", "-")], ("", "", ""));
+        check(&[("X-B3-TraceId", "xyz"), ("X-B3-SpanId", "bb")], ("", "bb", ""));
+        check(&[("uber-trace-id", "aa:bb")], ("aa", "bb", ""));
+        check(&[("uber-trace-id", "aa:bb:zz:1")], ("aa", "bb", ""));
+        check(&[("uber-trace-id", "0:0:0:0")], ("", "", ""));
         // The better kind wins, whatever the order.
         check(
             &[("b3", "aa-bb"), w3c, ("sw8", "1-YWJj-ZGVm-6-x")],
