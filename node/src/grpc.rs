@@ -8,6 +8,7 @@ mod connection;
 mod ingest;
 pub(crate) mod nodes;
 mod secret;
+mod sessions;
 mod sync;
 
 use std::{sync::Arc, time::Duration};
@@ -23,10 +24,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-use crate::{metrics::Ingest, node::Guides};
+use crate::{
+    metrics::Ingest,
+    node::{Guides, Parts},
+};
 pub(crate) use connection::Door;
 pub(crate) use ingest::Streams;
 pub(crate) use secret::Secret;
+pub(crate) use sessions::{Moves, Named, Sessions};
 
 /// Streams of one connection; an agent needs two.
 const STREAMS_MAX: u32 = 8;
@@ -48,6 +53,7 @@ pub(crate) struct Agents {
     pub(crate) metrics: Ingest,
     pub(crate) stop: Stop,
     pub(crate) streams: Arc<Streams>,
+    pub(crate) sessions: Sessions,
     pub(crate) guides: Guides,
 }
 
@@ -65,10 +71,11 @@ pub(crate) async fn serve(
     listener: TcpListener,
     agents: Agents,
     secret: Option<Secret>,
+    parts: Parts,
     door: Door,
 ) -> Result<(), tonic::transport::Error> {
     let stop = agents.stop.serving.clone();
-    let nodes = nodes::Nodes { dictionary: agents.dictionary.clone(), secret };
+    let nodes = nodes::Nodes { dictionary: agents.dictionary.clone(), secret, parts: Some(parts) };
     let nodes = NodeServiceServer::new(nodes)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);

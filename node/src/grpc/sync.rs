@@ -55,6 +55,7 @@ async fn serve(agents: &Agents, mut requests: Streaming<SyncRequest>, output: &O
     let mut guides = agents.guides.clone();
     let guide = guides.borrow_and_update().clone();
     let (agent_id, mut servers) = greet(agents, hello, &guide, output).await?;
+    let _session = agents.sessions.enter(agent_id, &region);
     let mut deadline = Instant::now() + SILENCE_MAX;
     loop {
         let request = tokio::select! {
