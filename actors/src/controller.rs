@@ -9,6 +9,7 @@
 
 mod agents;
 mod facts;
+mod greeter;
 mod persist;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ use crate::{
 };
 pub use agents::{AgentSummary, Refusal};
 use agents::{Agents, Greeting};
+use greeter::Greeter;
 
 /// Calls that wait or are served at a time: bounds the mailbox.
 const CALLS_MAX: usize = 256;
@@ -67,6 +69,8 @@ pub enum Error {
     Disk(#[from] disk::Error),
     #[error("the controller cannot name what an agent runs")]
     Dictionary(#[from] dictionary::Error),
+    #[error("the controller could not take the agents that came at this time")]
+    Together(#[source] Arc<Error>),
     #[error("the controller stopped")]
     Stopped,
 }
@@ -80,7 +84,8 @@ pub struct Admission {
 
 /// The id of an agent that says Hello; a new one where it has none. Blocks for the disk when it is new.
 pub fn identify(dictionary: &Dictionary, hello: wire::Hello) -> Result<u32, Error> {
-    Ok(Greeting::find(dictionary, agents::checked(hello)?)?.agent_id)
+    let found = Greeting::find_all(dictionary, vec![hello])?.pop();
+    Ok(found.ok_or(Error::Stopped)??.agent_id)
 }
 
 /// What became of an agent's facts.
@@ -94,8 +99,8 @@ pub enum FactsReply {
 type Reply<T> = RpcReplyPort<Result<T, Error>>;
 
 /// Messages of the actor.
-pub enum Msg {
-    Hello(Box<wire::Hello>, Reply<Admission>),
+enum Msg {
+    Hello(Vec<Result<Greeting, Refusal>>, Reply<Vec<Result<Admission, Refusal>>>),
     Facts(u32, Box<wire::Facts>, Reply<FactsReply>),
     Heartbeat(u32, wire::Heartbeat, Reply<Option<wire::Config>>),
     List(Reply<Vec<AgentSummary>>),
@@ -107,6 +112,7 @@ pub enum Msg {
 pub struct Controller {
     actor: ActorRef<Msg>,
     calls: Arc<Semaphore>,
+    greeter: Greeter,
     snapshot: Published,
 }
 
@@ -118,13 +124,14 @@ impl Controller {
         dictionary: Dictionary,
     ) -> Result<(Self, JoinHandle<()>), Error> {
         let snapshot = Published::default();
-        let arguments = (config, disk, dictionary, Arc::clone(&snapshot));
+        let arguments = (config, disk, dictionary.clone(), Arc::clone(&snapshot));
         let core = spawn_blocking(move || Core::open(arguments.0, arguments.1, arguments.2, arguments.3))
             .await
             .map_err(|_| Error::Stopped)??;
         let (actor, handle) =
             Actor::spawn(None, ControllerActor, Box::new(core)).await.map_err(|_| Error::Stopped)?;
-        Ok((Self { actor, calls: Arc::new(Semaphore::new(CALLS_MAX)), snapshot }, handle))
+        let greeter = Greeter::start(dictionary, actor.clone());
+        Ok((Self { actor, calls: Arc::new(Semaphore::new(CALLS_MAX)), greeter, snapshot }, handle))
     }
 
     /// What the labeler reads.
@@ -133,7 +140,7 @@ impl Controller {
     }
 
     pub async fn hello(&self, hello: wire::Hello) -> Result<Admission, Error> {
-        self.call(|reply| Msg::Hello(Box::new(hello), reply)).await
+        self.greeter.hello(hello).await
     }
 
     pub async fn facts(&self, agent_id: u32, facts: wire::Facts) -> Result<FactsReply, Error> {
@@ -189,13 +196,40 @@ impl Core {
         Ok(core)
     }
 
-    fn hello(&mut self, hello: wire::Hello, now: Instant) -> Result<Admission, Error> {
-        let hello = agents::checked(hello)?;
-        let greeting = Greeting::find(&self.dictionary, hello)?;
+    /// Takes agents that came together, with one write.
+    fn hello(
+        &mut self,
+        greetings: Vec<Result<Greeting, Refusal>>,
+        now: Instant,
+    ) -> Result<Vec<Result<Admission, Refusal>>, Error> {
+        let mut changes = disk::Changes::default();
+        let mut answers = Vec::with_capacity(greetings.len());
+        for greeting in greetings {
+            answers.push(match greeting {
+                Ok(greeting) => self.admit(greeting, now, &mut changes)?,
+                Err(refusal) => Err(refusal),
+            });
+        }
+        if let Err(error) = self.disk.write(changes, disk::Durability::Written) {
+            // What memory has more than the disk comes with the next Hello of the agent, which is told to come again.
+            return Err(error.into());
+        }
+        Ok(answers)
+    }
+
+    fn admit(
+        &mut self,
+        greeting: Greeting,
+        now: Instant,
+        changes: &mut disk::Changes,
+    ) -> Result<Result<Admission, Refusal>, Error> {
         let agent_id = greeting.agent_id;
         let config_version = greeting.hello.config_version;
-        let forgotten = self.agents.make_room(agent_id, self.config.agents_max, now)?;
-        self.disk.write(persist::greeted(&self.disk, &greeting, forgotten)?, disk::Durability::Written)?;
+        let forgotten = match self.agents.make_room(agent_id, self.config.agents_max, now) {
+            Ok(forgotten) => forgotten,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        persist::greeted(&self.disk, &greeting, forgotten, changes)?;
         self.agents.greet(greeting, now);
         let welcome = wire::Welcome {
             protocol_version: wire::PROTOCOL_VERSION,
@@ -205,7 +239,7 @@ impl Core {
             servers: Vec::new(),
             node_version: self.config.node_version.clone(),
         };
-        Ok(Admission { welcome, config: self.config_for(config_version) })
+        Ok(Ok(Admission { welcome, config: self.config_for(config_version) }))
     }
 
     fn facts(&mut self, agent_id: u32, facts: wire::Facts, now: Instant) -> Result<FactsReply, Error> {
@@ -274,7 +308,7 @@ impl Actor for ControllerActor {
         let now = Instant::now();
         match message {
             Msg::Hello(hello, reply) => {
-                answer(reply, state.blocking(move |core| core.hello(*hello, now)).await?);
+                answer(reply, state.blocking(move |core| core.hello(hello, now)).await?);
                 state.schedule(&myself)?;
             }
             Msg::Facts(agent_id, facts, reply) => {

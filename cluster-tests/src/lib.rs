@@ -3,6 +3,8 @@
 //! The processes are the binaries of this workspace, found beside the test that runs. Every node and agent lives in a folder of its
 //! own with ports of its own, and ends with the test. Leaves out: faults, which `metaflow-chaos` adds.
 
+pub mod cluster;
+pub mod herd;
 pub mod ledger;
 pub mod process;
 pub mod server;

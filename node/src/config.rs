@@ -214,7 +214,7 @@ const fn non_zero(number: usize) -> NonZeroUsize {
 
 impl Default for Grpc {
     fn default() -> Self {
-        Self { listen: loopback(20035), connections_max: non_zero(4096) }
+        Self { listen: loopback(20035), connections_max: non_zero(65_536) }
     }
 }
 

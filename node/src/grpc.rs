@@ -8,7 +8,6 @@ mod connection;
 mod ingest;
 pub(crate) mod nodes;
 mod secret;
-mod sessions;
 mod sync;
 
 use std::{sync::Arc, time::Duration};
@@ -20,18 +19,13 @@ use metaflow_wire::{
     node_service_server::NodeServiceServer,
 };
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-use crate::{
-    metrics::Ingest,
-    node::{Guides, Parts},
-};
+use crate::{metrics::Ingest, node::Guides};
 pub(crate) use connection::Door;
 pub(crate) use ingest::Streams;
 pub(crate) use secret::Secret;
-pub(crate) use sessions::{Moves, Named, Sessions};
 
 /// Streams of one connection; an agent needs two.
 const STREAMS_MAX: u32 = 8;
@@ -40,11 +34,8 @@ const HEAD_BYTES_MAX: u32 = 16 << 10;
 /// A connection that is dead without a word is noticed after these two.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Answers that wait for the transport of one stream.
-const ANSWERS_MAX: usize = 16;
 
-/// What the services call.
-#[derive(Clone)]
+/// What the services call; all streams share it.
 pub(crate) struct Agents {
     pub(crate) controller: Controller,
     pub(crate) dictionary: Dictionary,
@@ -53,7 +44,6 @@ pub(crate) struct Agents {
     pub(crate) metrics: Ingest,
     pub(crate) stop: Stop,
     pub(crate) streams: Arc<Streams>,
-    pub(crate) sessions: Sessions,
     pub(crate) guides: Guides,
 }
 
@@ -71,15 +61,16 @@ pub(crate) async fn serve(
     listener: TcpListener,
     agents: Agents,
     secret: Option<Secret>,
-    parts: Parts,
     door: Door,
 ) -> Result<(), tonic::transport::Error> {
     let stop = agents.stop.serving.clone();
-    let nodes = nodes::Nodes { dictionary: agents.dictionary.clone(), secret, parts: Some(parts) };
+    let _credit =
+        AbortOnDropHandle::new(tokio::spawn(Arc::clone(&agents.streams).share(agents.ingester.clone())));
+    let nodes = nodes::Nodes { dictionary: agents.dictionary.clone(), secret };
     let nodes = NodeServiceServer::new(nodes)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let service = AgentServiceServer::new(agents)
+    let service = AgentServiceServer::new(Service(Arc::new(agents)))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     Server::builder()
@@ -93,25 +84,27 @@ pub(crate) async fn serve(
         .await
 }
 
+struct Service(Arc<Agents>);
+
 #[tonic::async_trait]
-impl AgentService for Agents {
-    type SyncStream = ReceiverStream<Result<metaflow_wire::SyncResponse, Status>>;
-    type IngestStream = ReceiverStream<Result<metaflow_wire::IngestAck, Status>>;
+impl AgentService for Service {
+    type SyncStream = sync::Answers;
+    type IngestStream = ingest::Answers;
 
     async fn sync(
         &self,
         request: Request<Streaming<SyncRequest>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
-        self.refuse_when_stopping()?;
-        Ok(Response::new(sync::start(self.clone(), request.into_inner())))
+        self.0.refuse_when_stopping()?;
+        Ok(Response::new(sync::answers(Arc::clone(&self.0), request.into_inner())))
     }
 
     async fn ingest(
         &self,
         request: Request<Streaming<Batch>>,
     ) -> Result<Response<Self::IngestStream>, Status> {
-        self.refuse_when_stopping()?;
-        Ok(Response::new(ingest::start(self.clone(), request.into_inner())))
+        self.0.refuse_when_stopping()?;
+        Ok(Response::new(ingest::answers(Arc::clone(&self.0), request.into_inner())))
     }
 }
 

@@ -14,17 +14,16 @@ mod pipeline;
 mod readings;
 mod signals;
 mod start;
-mod witness;
 
 use std::{net::SocketAddr, sync::Arc};
 
 use anyhow::Context as _;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
-    grpc, http,
+    files, grpc, http,
     membership::{self, Membership},
     metrics::{Metrics, Read, Reading},
 };
@@ -35,18 +34,23 @@ use locks::Locks;
 pub(crate) use parts::{Parts, Running};
 use signals::Signals;
 
+/// Connections that the kernel keeps until they are accepted, if the system's own limit (net.core.somaxconn) is not below: thousands of
+/// agents come at once when their node died.
+const BACKLOG: u32 = 16_384;
+
 /// Runs a node until a signal ends it.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let mut signals = Signals::listen()?;
+    let files = files::raise_limit();
     let Locks { http: http_tls, grpc: grpc_tls, tokens } = Locks::load(&config)?;
     let folder = Folder::take(&config.data_dir)?;
-    let http_listener = bind("http.listen", config.http.listen).await?;
-    let grpc_listener = bind("grpc.listen", config.grpc.listen).await?;
+    let http_listener = bind("http.listen", config.http.listen)?;
+    let grpc_listener = bind("grpc.listen", config.grpc.listen)?;
     let (http_address, grpc_address) = (http_listener.local_addr()?, grpc_listener.local_addr()?);
 
     let membership = Arc::new(join(&config, &folder, grpc_address, http_address).await?);
-    let (parts, metrics) = parts_of(&config, &membership, grpc_tls.clone());
-    let witness = tokio::spawn(witness::watch(parts.clone()));
+    let parts = Parts::new(config.node_id, Arc::clone(&membership));
+    let metrics = Arc::new(Metrics::new(readings(&parts, grpc_tls.clone())));
     let stop_http = CancellationToken::new();
     let services = http::Services {
         parts: parts.clone(),
@@ -62,7 +66,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let http = tokio::spawn(http::serve(http_listener, http::router(services), door, stop_http.clone()));
     let door = grpc::Door {
         tls: grpc_tls,
-        connections_max: config.grpc.connections_max.get(),
+        connections_max: files::connections(config.grpc.connections_max.get(), files),
         metrics: metrics.connections(),
     };
 
@@ -88,7 +92,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
 
     let signal = signals.next().await;
     tracing::info!(signal, "stopping");
-    parts.stopping(signal);
+    parts.stopping();
     membership.set_state(membership::State::Draining);
     let stop = async {
         started.stop(config.stop_within).await;
@@ -99,7 +103,6 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         () = stop => {}
         signal = signals.next() => tracing::warn!(signal, "a second signal: ending without waiting"),
     }
-    witness.abort();
     stop_http.cancel();
     // Requests that still run were answered or failed with the store; a client that dawdles does not hold up the end.
     if tokio::time::timeout(std::time::Duration::from_secs(2), http).await.is_err() {
@@ -120,19 +123,6 @@ fn readings(parts: &Parts, tls: Option<metaflow_tls::Server>) -> Read {
         }
         readings
     })
-}
-
-/// The node as others see it, and its figures.
-fn parts_of(
-    config: &Config,
-    membership: &Arc<Membership>,
-    tls: Option<metaflow_tls::Server>,
-) -> (Parts, Arc<Metrics>) {
-    let parts = Parts::new(config.clone(), Arc::clone(membership));
-    let metrics = Arc::new(Metrics::new(readings(&parts, tls)));
-    parts.metrics(Arc::clone(&metrics));
-    parts.happened("starting");
-    (parts, metrics)
 }
 
 /// Takes part in the cluster, as a node that is starting.
@@ -156,8 +146,15 @@ async fn join(
     Ok(membership)
 }
 
-async fn bind(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
+fn bind(setting: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    listen(address)
         .with_context(|| format!("failed to listen on {setting} = {address}; is another node running?"))
+}
+
+fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restarted node gets its port back from connections that still end.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }

@@ -42,32 +42,63 @@ pub(super) struct Greeting {
 }
 
 impl Greeting {
-    pub(super) fn find(dictionary: &Dictionary, hello: wire::Hello) -> Result<Self, super::Error> {
-        let host_id = dictionary.id(Kind::Host, &hello.hostname)?;
-        let agent_id = match known_id(dictionary, &hello)? {
-            Some(agent_id) => agent_id,
-            None => dictionary.id(Kind::Agent, &hello.machine_id)?,
-        };
-        // One id for two agents would mix up their batches.
-        if agent_id == 0 || dictionary.lookup(Kind::Agent, OTHER) == Some(agent_id) {
-            return Err(Refusal::Full(1 << 22).into());
-        }
-        Ok(Self { agent_id, host_id, hello })
+    /// Names all that came together, with one question to each owner of new names; answers each of them. Blocks.
+    pub(super) fn find_all(
+        dictionary: &Dictionary,
+        hellos: Vec<wire::Hello>,
+    ) -> Result<Vec<Result<Self, Refusal>>, dictionary::Error> {
+        let hellos: Vec<_> = hellos.into_iter().map(checked).collect();
+        let known = known_ids(dictionary, hellos.iter().flatten())?;
+        let hosts = hellos.iter().flatten().map(|hello| (Kind::Host, hello.hostname.as_str()));
+        // Those that are known already are asked for too, so that places tell who is who; they cost a look into memory.
+        let machines = hellos.iter().flatten().zip(&known).map(|(hello, known)| {
+            let name = if known.is_some() { "" } else { hello.machine_id.as_str() };
+            (Kind::Agent, name)
+        });
+        let wanted: Vec<(Kind, &str)> = hosts.chain(machines).collect();
+        let ids = dictionary.ids(&wanted)?;
+        let other = dictionary.lookup(Kind::Agent, OTHER);
+        let (hosts, machines) = ids.split_at(known.len());
+        let mut named = hosts.iter().zip(machines).zip(&known);
+        let greetings = hellos.into_iter().map(|hello| {
+            let hello = hello?;
+            let Some(((host_id, machine), known)) = named.next() else { return Err(Refusal::MachineId) };
+            let agent_id = known.unwrap_or(*machine);
+            // One id for two agents would mix up their batches.
+            if agent_id == 0 || other == Some(agent_id) {
+                return Err(Refusal::Full(1 << 22));
+            }
+            Ok(Self { agent_id, host_id: *host_id, hello })
+        });
+        Ok(greetings.collect())
     }
 }
 
-/// The id that the agent had from another node, unless it is not its own.
+/// The ids that agents had from other nodes, unless they are not their own.
 ///
 /// Batches are known by the id of their agent, so it must stay, even where the canonical id of the machine is another one.
-fn known_id(dictionary: &Dictionary, hello: &wire::Hello) -> Result<Option<u32>, dictionary::Error> {
-    let wire::Hello { agent_id, machine_id, .. } = hello;
+fn known_ids<'a>(
+    dictionary: &Dictionary,
+    hellos: impl Iterator<Item = &'a wire::Hello> + Clone,
+) -> Result<Vec<Option<u32>>, dictionary::Error> {
     // An id of this node that it never gave would use up its counter.
-    if *agent_id == 0 || !dictionary.may_exist(Kind::Agent, *agent_id) {
-        return Ok(None);
+    let may_have =
+        |hello: &wire::Hello| hello.agent_id != 0 && dictionary.may_exist(Kind::Agent, hello.agent_id);
+    let entry =
+        |hello: &wire::Hello| Entry { kind: Kind::Agent, id: hello.agent_id, name: hello.machine_id.clone() };
+    let told: Vec<Entry> = hellos.clone().filter(|hello| may_have(hello)).map(entry).collect();
+    if !told.is_empty() {
+        dictionary.learn(&told, false)?;
     }
-    let entry = Entry { kind: Kind::Agent, id: *agent_id, name: machine_id.clone() };
-    dictionary.learn(&[entry], false)?;
-    Ok(dictionary.resolve(Kind::Agent, *agent_id)?.filter(|name| name == machine_id).map(|_| *agent_id))
+    hellos
+        .map(|hello| {
+            if !may_have(hello) {
+                return Ok(None);
+            }
+            let name = dictionary.resolve(Kind::Agent, hello.agent_id)?;
+            Ok(name.filter(|name| *name == hello.machine_id).map(|_| hello.agent_id))
+        })
+        .collect()
 }
 
 /// What an operator wants to know of an agent.

@@ -13,9 +13,13 @@ use super::{
 };
 use crate::disk::{Changes, Disk, Error, Family};
 
-/// Changes for an agent that said Hello, and for one that was forgotten in its favour.
-pub(super) fn greeted(disk: &Disk, greeting: &Greeting, forgotten: Option<u32>) -> Result<Changes, Error> {
-    let mut changes = Changes::default();
+/// Adds the changes for an agent that said Hello, and for one that was forgotten in its favour.
+pub(super) fn greeted(
+    disk: &Disk,
+    greeting: &Greeting,
+    forgotten: Option<u32>,
+    changes: &mut Changes,
+) -> Result<(), Error> {
     if let Some(forgotten) = forgotten {
         let prefix = forgotten.to_be_bytes();
         disk.scan(Family::Facts, &prefix, |key, _| {
@@ -28,7 +32,7 @@ pub(super) fn greeted(disk: &Disk, greeting: &Greeting, forgotten: Option<u32>) 
     }
     let value = [&greeting.host_id.to_be_bytes()[..], &greeting.hello.encode_to_vec()].concat();
     changes.put(Family::Facts, key(greeting.agent_id, b'h', &[]), value);
-    Ok(changes)
+    Ok(())
 }
 
 /// Changes for edits that are in `facts` already.

@@ -4,6 +4,7 @@
 //! the limits that both ends enforce. Leaves out: what rows mean in the store (`metaflow-schema`).
 
 mod batch;
+mod codec;
 
 pub use batch::{MalformedBatch, open, seal, seq};
 
@@ -21,9 +22,6 @@ pub use generated::*;
 /// Version of the protocol spoken by this release; a node reads this and the previous one.
 pub const PROTOCOL_VERSION: u32 = 1;
 
-/// The oldest version that a node of this release answers.
-pub const PROTOCOL_VERSION_OLDEST: u32 = 1;
-
 /// Largest compressed payload of one batch. Bounds what one message can make a node hold.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
 
@@ -35,3 +33,28 @@ pub const BATCH_ROWS_MAX: u32 = 100_000;
 
 /// Largest gRPC message either side accepts: a full batch and its envelope.
 pub const MESSAGE_BYTES_MAX: usize = BATCH_BYTES_MAX + 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    /// Every agent says this every second, so its size is what a cluster of many agents lives on.
+    #[test]
+    fn a_heartbeat_of_an_agent_whose_configuration_is_unchanged_has_less_than_64_bytes() {
+        let heartbeat = Heartbeat {
+            config_version: u64::MAX,
+            losses: vec![],
+            spool_bytes: 1 << 40,
+            memory_bytes: 1 << 36,
+            cpu_percent: 10_000,
+        };
+        let request = SyncRequest { body: Some(sync_request::Body::Heartbeat(heartbeat)) };
+        let reply =
+            SyncResponse { body: Some(sync_response::Body::Heartbeat(HeartbeatReply { spread_ms: 3_000 })) };
+        // gRPC puts five bytes before a message, HTTP/2 nine before those.
+        assert!(request.encoded_len() + 5 + 9 < 64, "{}", request.encoded_len());
+        assert!(reply.encoded_len() + 5 + 9 < 64, "{}", reply.encoded_len());
+    }
+}

@@ -52,6 +52,11 @@ pub(crate) struct Door {
 pub(super) fn incoming(listener: TcpListener, door: Door) -> impl Stream<Item = io::Result<Connection>> {
     let room = Arc::new(Semaphore::new(door.connections_max));
     futures::stream::unfold((listener, room), async |(listener, room)| {
+        if room.available_permits() == 0 {
+            tracing::warn!(
+                "as many agents are connected as may be: more wait until others leave (grpc.connections_max)"
+            );
+        }
         let permit = Arc::clone(&room).acquire_owned().await.ok()?;
         let stream = accept(&listener).await;
         Some(((stream, permit), (listener, room)))

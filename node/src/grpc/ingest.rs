@@ -1,10 +1,12 @@
 //! One agent's stream of row batches: batches up, acknowledgements and credit down.
 //!
-//! Two tasks a stream. One reads: it takes the next message only when the one before has its memory permit, so that transport's flow
-//! control reaches the agent. The other answers: it gathers what became of batches, and tells the agent how much may be under way.
+//! A stream of answers that gathers what became of batches and tells the agent how much may be under way. With the first batch a task
+//! begins to read: it takes the next message only when the one before has its memory permit, so that transport's flow control reaches the
+//! agent. A stream that brings nothing has no task, and none has a clock: the credit of all is found in one place.
 
 use std::{
     collections::HashMap,
+    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -12,15 +14,15 @@ use std::{
     time::Duration,
 };
 
-use metaflow_actors::ingester::{self, Ack, Acks, Answers, Ingester, Reply};
+use futures::Stream;
+use metaflow_actors::ingester::{self, Ack, Acks, Ingester, Reply};
 use metaflow_schema::enums::Kind;
 use metaflow_wire::{BATCH_BYTES_MAX, Batch, IngestAck, Rejection, SeqRange};
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, Streaming};
 
-use super::{ANSWERS_MAX, Agents};
+use super::Agents;
 
 /// How often an agent hears of changed credit when nothing else is said.
 const CREDIT_INTERVAL: Duration = Duration::from_millis(200);
@@ -33,6 +35,8 @@ const STREAMS_OF_AGENT_MAX: u32 = 4;
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     open: AtomicU64,
+    /// What each stream may have under way.
+    credit: watch::Sender<u64>,
     /// By agent.
     agents: Mutex<HashMap<u32, u32>>,
 }
@@ -41,6 +45,18 @@ impl Streams {
     /// Streams that are open.
     pub(crate) fn open(&self) -> u64 {
         self.open.load(Ordering::Relaxed)
+    }
+
+    /// Finds the credit of all streams again and again, until it is aborted.
+    pub(super) async fn share(self: Arc<Self>, ingester: Ingester) {
+        let mut tick = tokio::time::interval(CREDIT_INTERVAL);
+        loop {
+            tick.tick().await;
+            self.credit.send_if_modified(|told| {
+                let now = credit(ingester.credit(), self.open());
+                std::mem::replace(told, now) != now
+            });
+        }
     }
 
     /// Counts a stream of an agent; none when it has too many.
@@ -74,43 +90,59 @@ impl Drop for Entered {
     }
 }
 
-/// Starts both tasks of a stream.
-pub(super) fn start(agents: Agents, batches: Streaming<Batch>) -> ReceiverStream<Result<IngestAck, Status>> {
-    let (output, messages) = mpsc::channel(ANSWERS_MAX);
+pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<IngestAck, Status>> + Send>>;
+
+/// The answers to an agent.
+pub(super) fn answers(agents: Arc<Agents>, batches: Streaming<Batch>) -> Answers {
     let (reply, answers) = ingester::acks();
-    let answering = Answering {
-        answers,
-        output: output.clone(),
-        ingester: agents.ingester.clone(),
-        streams: Arc::clone(&agents.streams),
-        stop: agents.stop.serving.clone(),
-    };
-    tokio::spawn(answering.run());
-    tokio::spawn(read(agents, batches, reply, output));
-    ReceiverStream::new(messages)
+    let mut credit = agents.streams.credit.subscribe();
+    // The first credit is news.
+    credit.mark_changed();
+    agents.streams.open.fetch_add(1, Ordering::Relaxed);
+    let open = Open(Arc::clone(&agents.streams));
+    let answering =
+        Answering { agents, reading: Reading::Idle(Box::new(batches), reply), answers, credit, _open: open };
+    Box::pin(futures::stream::unfold(Some(Box::new(answering)), |answering| async {
+        let mut answering = answering?;
+        match answering.next().await {
+            Ok(Some(ack)) => Some((Ok(ack), Some(answering))),
+            Ok(None) => None,
+            Err(status) => {
+                tracing::warn!(code = ?status.code(), reason = status.message(), "a stream of rows ended");
+                Some((Err(status), None))
+            }
+        }
+    }))
+}
+
+/// Counts a stream until it is dropped.
+struct Open(Arc<Streams>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Reads until the agent is done, breaks the contract, or the node stops.
 async fn read(
-    agents: Agents,
-    batches: Streaming<Batch>,
+    agents: Arc<Agents>,
+    first: Batch,
+    batches: Box<Streaming<Batch>>,
     reply: Reply,
-    output: mpsc::Sender<Result<IngestAck, Status>>,
-) {
-    let ended = tokio::select! {
-        ended = take(&agents, batches, &reply) => ended,
+) -> Result<(), Status> {
+    tokio::select! {
+        ended = take(&agents, first, batches, &reply) => ended,
         () = agents.stop.taking.cancelled() => Ok(()),
-        () = output.closed() => Ok(()),
-    };
-    if let Err(status) = ended {
-        tracing::warn!(code = ?status.code(), reason = status.message(), "a stream of rows ended");
-        // The agent may be gone; then it does not care.
-        output.send(Err(status)).await.ok();
     }
 }
 
-async fn take(agents: &Agents, mut batches: Streaming<Batch>, reply: &Reply) -> Result<(), Status> {
-    let Some(first) = batches.message().await? else { return Ok(()) };
+async fn take(
+    agents: &Agents,
+    first: Batch,
+    mut batches: Box<Streaming<Batch>>,
+    reply: &Reply,
+) -> Result<(), Status> {
     let agent_id = first.agent_id;
     if !is_known(agents, agent_id).await? {
         agents.metrics.reject("unknown_agent");
@@ -150,55 +182,89 @@ async fn is_known(agents: &Agents, agent_id: u32) -> Result<bool, Status> {
     }
 }
 
-/// The task that answers.
+/// What is read of a stream.
+enum Reading {
+    /// Nothing yet.
+    Idle(Box<Streaming<Batch>>, Reply),
+    /// By a task, which ends with the stream.
+    Running(AbortOnDropHandle<Result<(), Status>>),
+    /// All: what is left are acknowledgements.
+    Done,
+}
+
+impl Reading {
+    /// Waits for the first batch, then for the end. What a cancelled call would have done, the next one does.
+    async fn progress(&mut self, agents: &Arc<Agents>) -> Result<(), Status> {
+        match self {
+            Self::Idle(batches, _) => {
+                let first = tokio::select! {
+                    first = batches.message() => first?,
+                    () = agents.stop.taking.cancelled() => None,
+                };
+                *self = match (first, std::mem::replace(self, Self::Done)) {
+                    (Some(first), Self::Idle(batches, reply)) => {
+                        let reading = tokio::spawn(read(Arc::clone(agents), first, batches, reply));
+                        Self::Running(AbortOnDropHandle::new(reading))
+                    }
+                    _ => Self::Done,
+                };
+                Ok(())
+            }
+            Self::Running(task) => {
+                let ended = task.await;
+                *self = Self::Done;
+                ended.unwrap_or_else(|error| Err(Status::internal(error.to_string())))
+            }
+            Self::Done => std::future::pending().await,
+        }
+    }
+}
+
+/// An open stream.
 struct Answering {
-    answers: Answers,
-    output: mpsc::Sender<Result<IngestAck, Status>>,
-    ingester: Ingester,
-    streams: Arc<Streams>,
-    stop: CancellationToken,
+    agents: Arc<Agents>,
+    reading: Reading,
+    answers: ingester::Answers,
+    credit: watch::Receiver<u64>,
+    _open: Open,
 }
 
 impl Answering {
-    async fn run(mut self) {
-        self.streams.open.fetch_add(1, Ordering::Relaxed);
-        self.answer().await;
-        self.streams.open.fetch_sub(1, Ordering::Relaxed);
-    }
-
-    async fn answer(&mut self) {
-        let mut tick = tokio::time::interval(CREDIT_INTERVAL);
-        let mut told = None;
+    /// The next answer; none at the end.
+    async fn next(&mut self) -> Result<Option<IngestAck>, Status> {
         loop {
-            let (acks, ended) = tokio::select! {
+            let acks = tokio::select! {
                 acks = self.answers.next() => match acks {
-                    Some(acks) => (acks, false),
-                    None => return,
+                    Some(acks) => acks,
+                    None => {
+                        // Whoever reads is done, or says why not.
+                        if matches!(self.reading, Reading::Running(_)) {
+                            self.reading.progress(&self.agents).await?;
+                        }
+                        return Ok(None);
+                    }
                 },
-                _ = tick.tick() => (Acks::default(), false),
-                () = self.stop.cancelled() => (self.answers.take(), true),
-                () = self.output.closed() => return,
-            };
-            let credit = credit(self.ingester.credit(), self.streams.open());
-            let incomplete = acks.incomplete;
-            if !acks.is_empty() || (told != Some(credit) && !ended) {
-                told = Some(credit);
-                if self.output.send(Ok(message(acks, credit))).await.is_err() {
-                    return;
+                Ok(()) = self.credit.changed() => self.answers.take(),
+                () = self.agents.stop.serving.cancelled() => {
+                    // What is there is said once more; then there is nothing left to wait for.
+                    let acks = self.answers.take();
+                    self.reading = Reading::Done;
+                    if acks.is_empty() {
+                        return Ok(None);
+                    }
+                    acks
                 }
-            }
-            if incomplete {
-                let status = Status::resource_exhausted(
+                read = self.reading.progress(&self.agents) => {
+                    read?;
+                    continue;
+                }
+            };
+            if acks.incomplete {
+                return Err(Status::resource_exhausted(
                     "not every acknowledgement could be given: send again what is not committed",
-                );
-                tracing::warn!(reason = status.message(), "a stream of rows ends");
-                // An agent that is gone does not care.
-                self.output.send(Err(status)).await.ok();
-                return;
+                ));
             }
-            if ended {
-                return;
-            }
+            return Ok(Some(message(acks, *self.credit.borrow_and_update())));
         }
     }
 }

@@ -1,111 +1,204 @@
 //! One agent's control stream: who it is, what runs on its host, that it lives; identity and configuration come back.
+//!
+//! A stream of answers that is asked for the next one, with no task, queue or timer beside it: an agent that says nothing costs what this
+//! holds.
 
-use std::time::Duration;
+use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
+use futures::Stream;
 use metaflow_actors::controller::{self, Admission, FactsReply};
 use metaflow_wire::{
-    HeartbeatReply, Hello, ResendFacts, Servers, SyncRequest, SyncResponse, sync_request, sync_response,
+    Heartbeat, HeartbeatReply, Hello, ResendFacts, Servers, SyncRequest, SyncResponse, sync_request,
+    sync_response::Body,
 };
-use tokio::{
-    sync::mpsc,
-    time::{Instant, timeout_at},
-};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Status, Streaming};
 
-use super::{ANSWERS_MAX, Agents};
-use crate::node::Guide;
+use super::Agents;
+use crate::node::{Guide, Guides};
 
 /// Time for the first message; who says nothing is no agent.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Heartbeats come every few seconds.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// A heartbeat that says what the one before said, but for the load of the agent, is told to the controller so often. It is answered
+/// at once in any case.
+const TOLD_EVERY: Duration = Duration::from_secs(5);
 
-type Output = mpsc::Sender<Result<SyncResponse, Status>>;
+pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<SyncResponse, Status>> + Send>>;
 
-/// Starts the task of a stream.
-pub(super) fn start(
-    agents: Agents,
-    requests: Streaming<SyncRequest>,
-) -> ReceiverStream<Result<SyncResponse, Status>> {
-    let (output, answers) = mpsc::channel(ANSWERS_MAX);
-    tokio::spawn(async move {
-        let ended = tokio::select! {
-            ended = serve(&agents, requests, &output) => ended,
-            () = agents.stop.serving.cancelled() => Err(Status::unavailable("the node is stopping")),
-            () = output.closed() => return,
-        };
-        if let Err(status) = ended {
-            tracing::debug!(code = ?status.code(), reason = status.message(), "a control stream ended");
-            // The agent may be gone; then it does not care.
-            output.send(Err(status)).await.ok();
-        }
-    });
-    ReceiverStream::new(answers)
+/// The answers to an agent.
+pub(super) fn answers(agents: Arc<Agents>, requests: Streaming<SyncRequest>) -> Answers {
+    Box::pin(futures::stream::unfold(Stage::New(agents, Box::new(requests)), step))
 }
 
-async fn serve(agents: &Agents, mut requests: Streaming<SyncRequest>, output: &Output) -> Result<(), Status> {
-    let first = tokio::time::timeout(HELLO_TIMEOUT, requests.message())
-        .await
-        .map_err(|_| Status::deadline_exceeded("no Hello came"))??;
+enum Stage {
+    New(Arc<Agents>, Box<Streaming<SyncRequest>>),
+    Open(Box<Control>),
+    Ended,
+}
+
+/// A stream whose agent is known.
+struct Control {
+    agents: Arc<Agents>,
+    requests: Box<Streaming<SyncRequest>>,
+    guides: Guides,
+    /// The one that the agent's servers were last told from.
+    guide: Arc<Guide>,
+    agent_id: u32,
+    region: Box<str>,
+    /// Answers that are ready.
+    ready: VecDeque<Body>,
+    heard: Instant,
+    /// Looks whether the agent is silent; it is set anew only when it rings, because heartbeats are many.
+    alarm: Pin<Box<Sleep>>,
+    /// What the controller was told last, and when.
+    told: Option<(Heartbeat, Instant)>,
+}
+
+async fn step(stage: Stage) -> Option<(Result<SyncResponse, Status>, Stage)> {
+    let opened = match stage {
+        Stage::New(agents, requests) => Box::pin(open(agents, requests)).await,
+        Stage::Open(control) => Ok(control),
+        Stage::Ended => return None,
+    };
+    let answered = match opened {
+        Ok(mut control) => control.next().await.map(|body| body.map(|body| (body, control))),
+        Err(status) => Err(status),
+    };
+    match answered {
+        Ok(Some((body, control))) => Some((Ok(SyncResponse { body: Some(body) }), Stage::Open(control))),
+        Ok(None) => None,
+        Err(status) => {
+            tracing::debug!(code = ?status.code(), reason = status.message(), "a control stream ended");
+            Some((Err(status), Stage::Ended))
+        }
+    }
+}
+
+async fn open(
+    agents: Arc<Agents>,
+    mut requests: Box<Streaming<SyncRequest>>,
+) -> Result<Box<Control>, Status> {
+    let first = tokio::select! {
+        first = tokio::time::timeout(HELLO_TIMEOUT, requests.message()) => {
+            first.map_err(|_| Status::deadline_exceeded("no Hello came"))??
+        }
+        () = agents.stop.serving.cancelled() => return Err(stopping()),
+    };
     let Some(SyncRequest { body: Some(sync_request::Body::Hello(hello)) }) = first else {
         return Err(Status::failed_precondition("the first message must be a Hello"));
     };
-    let region = hello.region.clone();
     let mut guides = agents.guides.clone();
-    let guide = guides.borrow_and_update().clone();
-    let (agent_id, mut servers) = greet(agents, hello, &guide, output).await?;
-    let _session = agents.sessions.enter(agent_id, &region);
-    let mut deadline = Instant::now() + SILENCE_MAX;
-    loop {
-        let request = tokio::select! {
-            request = timeout_at(deadline, requests.message()) => {
-                request.map_err(|_| Status::deadline_exceeded("no heartbeat came"))??
+    let guide = Arc::clone(&guides.borrow_and_update());
+    let region = hello.region.clone().into_boxed_str();
+    let (agent_id, ready) = greet(&agents, hello, &guide).await?;
+    let now = Instant::now();
+    let alarm = Box::pin(sleep_until(now + SILENCE_MAX));
+    Ok(Box::new(Control {
+        agents,
+        requests,
+        guides,
+        guide,
+        agent_id,
+        region,
+        ready,
+        heard: now,
+        alarm,
+        told: None,
+    }))
+}
+
+/// The id of the agent and the first answers to it.
+async fn greet(agents: &Agents, hello: Hello, guide: &Guide) -> Result<(u32, VecDeque<Body>), Status> {
+    let region = hello.region.clone();
+    let Admission { mut welcome, config } = agents.controller.hello(hello).await.map_err(status)?;
+    let agent_id = welcome.agent_id;
+    welcome.servers = guide.servers(agent_id, &region);
+    let mut ready = VecDeque::from([Body::Welcome(welcome)]);
+    ready.extend(config.map(Body::Config));
+    Ok((agent_id, ready))
+}
+
+impl Control {
+    /// The next answer; none when the agent is done.
+    async fn next(&mut self) -> Result<Option<Body>, Status> {
+        loop {
+            if let Some(body) = self.ready.pop_front() {
+                return Ok(Some(body));
             }
-            Ok(()) = guides.changed() => {
-                let now = guides.borrow_and_update().servers(agent_id, &region);
-                if now != servers {
-                    servers.clone_from(&now);
-                    answer(output, sync_response::Body::Servers(Servers { servers: now })).await?;
+            tokio::select! {
+                request = self.requests.message() => match request? {
+                    Some(SyncRequest { body }) => {
+                        self.heard = Instant::now();
+                        // A newer agent may say what this release does not know.
+                        if let Some(body) = body {
+                            self.handle(body).await?;
+                        }
+                    }
+                    None => return Ok(None),
+                },
+                Ok(()) = self.guides.changed() => self.follow(),
+                () = self.agents.stop.serving.cancelled() => return Err(stopping()),
+                () = &mut self.alarm => {
+                    let silent_at = self.heard + SILENCE_MAX;
+                    if silent_at <= Instant::now() {
+                        return Err(Status::deadline_exceeded("no heartbeat came"));
+                    }
+                    self.alarm.as_mut().reset(silent_at);
                 }
-                continue;
             }
-        };
-        deadline = Instant::now() + SILENCE_MAX;
-        match request {
-            None => return Ok(()),
-            // A newer agent may say what this release does not know.
-            Some(SyncRequest { body: None }) => {}
-            Some(SyncRequest { body: Some(body) }) => handle(agents, agent_id, body, output).await?,
         }
+    }
+
+    /// Tells the agent its servers when they are others than it knows.
+    fn follow(&mut self) {
+        let guide = Arc::clone(&self.guides.borrow_and_update());
+        let servers = guide.servers(self.agent_id, &self.region);
+        if servers != self.guide.servers(self.agent_id, &self.region) {
+            self.ready.push_back(Body::Servers(Servers { servers }));
+        }
+        self.guide = guide;
+    }
+
+    async fn handle(&mut self, body: sync_request::Body) -> Result<(), Status> {
+        match body {
+            sync_request::Body::Hello(_) => {
+                Err(Status::failed_precondition("a second Hello: one stream is one agent"))
+            }
+            sync_request::Body::Heartbeat(heartbeat) => self.heartbeat(heartbeat).await,
+            sync_request::Body::Facts(facts) => {
+                match self.agents.controller.facts(self.agent_id, facts).await.map_err(status)? {
+                    FactsReply::Kept => {}
+                    FactsReply::Resend => self.ready.push_back(Body::ResendFacts(ResendFacts {})),
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn heartbeat(&mut self, heartbeat: Heartbeat) -> Result<(), Status> {
+        let is_news = self.told.as_ref().is_none_or(|(told, at)| {
+            self.heard.duration_since(*at) >= TOLD_EVERY || !says_the_same(told, &heartbeat)
+        });
+        if is_news {
+            self.told = Some((heartbeat.clone(), self.heard));
+            let config = self.agents.controller.heartbeat(self.agent_id, heartbeat).await.map_err(status)?;
+            self.ready.extend(config.map(Body::Config));
+        }
+        self.ready
+            .push_back(Body::Heartbeat(HeartbeatReply { spread_ms: spread_ms(self.agents.streams.open()) }));
+        Ok(())
     }
 }
 
-async fn handle(
-    agents: &Agents,
-    agent_id: u32,
-    body: sync_request::Body,
-    output: &Output,
-) -> Result<(), Status> {
-    match body {
-        sync_request::Body::Hello(_) => {
-            Err(Status::failed_precondition("a second Hello: one stream is one agent"))
-        }
-        sync_request::Body::Heartbeat(heartbeat) => {
-            let config = agents.controller.heartbeat(agent_id, heartbeat).await.map_err(status)?;
-            if let Some(config) = config {
-                answer(output, sync_response::Body::Config(config)).await?;
-            }
-            let spread_ms = spread_ms(agents.streams.open());
-            answer(output, sync_response::Body::Heartbeat(HeartbeatReply { spread_ms })).await
-        }
-        sync_request::Body::Facts(facts) => {
-            match agents.controller.facts(agent_id, facts).await.map_err(status)? {
-                FactsReply::Kept => Ok(()),
-                FactsReply::Resend => answer(output, sync_response::Body::ResendFacts(ResendFacts {})).await,
-            }
-        }
-    }
+/// Whether two heartbeats differ in the load of the agent at most.
+fn says_the_same(one: &Heartbeat, other: &Heartbeat) -> bool {
+    let load_of_one = |heartbeat: &Heartbeat| {
+        let Heartbeat { spool_bytes, memory_bytes, cpu_percent, .. } = *one;
+        Heartbeat { spool_bytes, memory_bytes, cpu_percent, ..heartbeat.clone() }
+    };
+    *one == load_of_one(other)
 }
 
 /// Within which the agents of this node return when it is lost. Each costs the others about a tenth of a millisecond; the silence that a
@@ -116,30 +209,8 @@ fn spread_ms(agents: u64) -> u32 {
     u32::try_from((agents / AGENTS_A_MILLISECOND).min(SPREAD_MS_MAX)).unwrap_or(0)
 }
 
-/// Answers with the id of the agent and the servers that it was told.
-async fn greet(
-    agents: &Agents,
-    hello: Hello,
-    guide: &Guide,
-    output: &Output,
-) -> Result<(u32, Vec<String>), Status> {
-    let region = hello.region.clone();
-    let Admission { mut welcome, config } = agents.controller.hello(hello).await.map_err(status)?;
-    let agent_id = welcome.agent_id;
-    let servers = guide.servers(agent_id, &region);
-    welcome.servers.clone_from(&servers);
-    answer(output, sync_response::Body::Welcome(welcome)).await?;
-    if let Some(config) = config {
-        answer(output, sync_response::Body::Config(config)).await?;
-    }
-    Ok((agent_id, servers))
-}
-
-async fn answer(output: &Output, body: sync_response::Body) -> Result<(), Status> {
-    output
-        .send(Ok(SyncResponse { body: Some(body) }))
-        .await
-        .map_err(|_| Status::cancelled("the agent is gone"))
+fn stopping() -> Status {
+    Status::unavailable("the node is stopping")
 }
 
 /// What an agent is told: its own faults by name, the node's as something that passes.
@@ -149,12 +220,32 @@ fn status(error: controller::Error) -> Status {
             Status::resource_exhausted(error.to_string())
         }
         controller::Error::Refused(_) => Status::invalid_argument(error.to_string()),
-        controller::Error::Disk(_) | controller::Error::Dictionary(_) | controller::Error::Stopped => {
+        controller::Error::Disk(_)
+        | controller::Error::Dictionary(_)
+        | controller::Error::Together(_)
+        | controller::Error::Stopped => {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "the controller could not answer an agent"
             );
             Status::unavailable(error.to_string())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metaflow_wire::Loss;
+
+    use super::*;
+
+    #[test]
+    fn only_the_load_of_an_agent_is_no_news() {
+        let said = Heartbeat { config_version: 3, spool_bytes: 5, memory_bytes: 7, ..Heartbeat::default() };
+        let check =
+            |other: Heartbeat, expected| assert_eq!(says_the_same(&said, &other), expected, "{other:?}");
+        check(Heartbeat { spool_bytes: 6, cpu_percent: 9, ..said.clone() }, true);
+        check(Heartbeat { config_version: 4, ..said.clone() }, false);
+        check(Heartbeat { losses: vec![Loss { reason: "full".into(), rows: 1 }], ..said.clone() }, false);
     }
 }

@@ -5,7 +5,6 @@
 
 mod agents;
 mod http;
-mod inspect;
 mod kit;
 mod lifecycle;
 mod secure;
