@@ -35,6 +35,7 @@ use metaflow_schema::enums::Kind;
 use crate::{
     disk::{self, Disk, Family},
     labeler::Names,
+    placement::{PartitionId, partition_of},
 };
 use allocate::Allocator;
 pub use confirm::FlushError;
@@ -67,6 +68,11 @@ impl NodeId {
 
     pub const fn get(self) -> u16 {
         self.0
+    }
+
+    /// The node that gave an id; none for an id that no node can have given.
+    pub const fn of(id: u32) -> Option<Self> {
+        Self::new((id >> COUNTER_BITS) as u16)
     }
 
     /// Every id that this node may give.
@@ -120,6 +126,13 @@ pub struct KindStats {
     pub overflowed: u64,
     /// Ids beside the canonical ones, since the start.
     pub aliases: u64,
+}
+
+impl KindStats {
+    /// How much of its range of this kind the node has used up, 0 to 1. At half it is time to think of another node id.
+    pub fn used_share(&self) -> f64 {
+        f64::from(self.highest_id & COUNTER_MAX) / f64::from(COUNTER_MAX)
+    }
 }
 
 /// Names of one kind. A batch is looked up under one read lock, so a hit costs its hash and its comparison.
@@ -259,6 +272,11 @@ impl Dictionary {
         let key = id_key(kind, id);
         let Some(name) = self.inner.disk.get(Family::IdToName, &key)? else { return Ok(None) };
         String::from_utf8(name).map(Some).map_err(|_| Error::Damaged(key))
+    }
+
+    /// The partition that a name belongs to.
+    pub fn partition(kind: Kind, name: &str) -> PartitionId {
+        partition_of(kind, bounded(name).as_ref())
     }
 
     /// Whether an id was ever given out: by this node for certain, by another as far as this one can tell. Does not block.

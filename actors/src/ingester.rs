@@ -9,12 +9,15 @@ mod acks;
 mod ledger;
 pub mod metrics;
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Duration,
+};
 
 use metaflow_schema::{Column, Table as SchemaTable};
 use metaflow_wire as wire;
-use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio::{sync::mpsc, task::JoinHandle};
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, rpc::CallResult};
+use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 
 use crate::{
     disk::{Disk, Family},
@@ -23,11 +26,14 @@ use crate::{
     wal::{Committed, Entry, Group, Left, Wal},
 };
 pub use acks::{Ack, Acks, Answers, Reply, Runs, acks};
+pub use ledger::Found;
 use ledger::{Decision, Ledger};
 pub use metrics::Metrics;
 
 /// What the smallest batch is accounted for: its envelope, and its places in queues. Bounds the number of batches in the process.
 pub const COST_MIN: usize = 4096;
+/// Time for the ingester to say what it knows; it never waits for anything itself.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// A payload byte becomes about this many bytes in memory: decompressed, with its tags, and encoded for the store.
 const COST_OF_PAYLOAD_BYTE: u64 = 32;
 
@@ -54,6 +60,10 @@ pub enum Msg {
     Settled(Outcome),
     /// An entry of the log turned out to be unreadable.
     Lost(BatchId),
+    /// Where a batch is.
+    Find(BatchId, RpcReplyPort<Found>),
+    /// How long the oldest batch has been waiting for the store.
+    Oldest(RpcReplyPort<Option<Duration>>),
 }
 
 /// Front door of the running ingester; clones share it.
@@ -125,6 +135,23 @@ impl Ingester {
             }
         });
         sender
+    }
+
+    /// Where a batch is; none when the node stops.
+    pub async fn find(&self, id: BatchId) -> Option<Found> {
+        self.ask(|reply| Msg::Find(id, reply)).await
+    }
+
+    /// How long the oldest batch has been waiting for the store; none when none waits.
+    pub async fn oldest(&self) -> Option<Duration> {
+        self.ask(Msg::Oldest).await.flatten()
+    }
+
+    async fn ask<T: Send + 'static>(&self, message: impl FnOnce(RpcReplyPort<T>) -> Msg) -> Option<T> {
+        match self.actor.call(message, Some(ANSWER_WITHIN)).await {
+            Ok(CallResult::Success(answer)) => Some(answer),
+            Ok(CallResult::Timeout | CallResult::SenderError) | Err(_) => None,
+        }
     }
 
     pub fn metrics(&self) -> &Metrics {
@@ -303,6 +330,9 @@ impl Actor for IngesterActor {
             Msg::Durable(ids) => core.durable(&ids),
             Msg::Settled(outcome) => core.settled(outcome),
             Msg::Lost(id) => core.lost(id),
+            // Who asked may be gone: then nobody needs the answer.
+            Msg::Find(id, reply) => drop(reply.send(core.ledger.find(id, Instant::now()))),
+            Msg::Oldest(reply) => drop(reply.send(core.ledger.oldest(Instant::now()))),
         }
         Ok(())
     }
@@ -317,7 +347,7 @@ impl Core {
             true
         })?;
         let (wal, left) = Wal::open(disk, config.wal_bytes_max)?;
-        let ledger = Ledger::new(committed, &left);
+        let ledger = Ledger::new(committed, &left, Instant::now());
         Ok((Self { ledger, wal, metrics: Arc::default() }, left))
     }
 
@@ -348,6 +378,7 @@ impl Core {
         let id = BatchId { agent_id: batch.agent_id, seq: batch.seq };
         if let Err(reason) = check(&batch) {
             self.metrics.rejected(u64::from(batch.rows));
+            self.ledger.refuse(id, &reason);
             self.ack(&reply, Ack::Rejected { seq: id.seq, reason });
             return;
         }
@@ -369,7 +400,7 @@ impl Core {
             Decision::Accept => {
                 self.metrics.accepted(u64::from(batch.rows), batch.payload.len() as u64);
                 let key = self.wal.key(id);
-                self.ledger.accept(Left { key, bytes }, reply);
+                self.ledger.accept(Left { key, bytes }, reply, Instant::now());
                 let uncertain = batch.resent;
                 self.wal.append(Entry { key, batch, uncertain, permit });
             }
@@ -397,10 +428,12 @@ impl Core {
                 self.metrics.committed.fetch_add(1, Relaxed);
                 self.ledger.commit(id)
             }
-            Ack::Rejected { .. } | Ack::Received(_) => {
+            Ack::Rejected { reason, .. } => {
                 self.metrics.rejected_later.fetch_add(1, Relaxed);
+                self.ledger.refuse(id, reason);
                 None
             }
+            Ack::Received(_) => None,
         };
         self.wal.forget(entry, record);
         for reply in replies {

@@ -38,6 +38,7 @@ use tracing::{error, warn};
 use crate::{
     dictionary::{self, Dictionary},
     rows::{Accepted, Labelled, Outcome, Rows},
+    underway::{Stage, Underway},
 };
 pub use label::{Error, Input, Malformed, Names};
 pub use snapshot::{AgentView, HostTags, Listening, ProcessTags, Snapshot, Subnet};
@@ -70,6 +71,8 @@ pub struct Counters {
     pub rejected_batches: AtomicU64,
     /// Attempts that failed because the dictionary could not use its disk.
     pub retries: AtomicU64,
+    /// What is being labelled.
+    pub underway: Underway,
 }
 
 /// Labels batches until its input ends.
@@ -105,7 +108,10 @@ impl Labeler {
             while jobs.try_join_next().is_some() {}
             let (labeler, output, outcomes) = (self.clone(), output.clone(), outcomes.clone());
             jobs.spawn(async move {
+                let id = accepted.id;
+                labeler.counters.underway.enter(id, Stage::Labelling);
                 labeler.perform(accepted, &output, &outcomes).await;
+                labeler.counters.underway.leave(id);
                 drop(slot);
             });
         }

@@ -21,5 +21,6 @@ pub mod placement;
 pub mod querier;
 pub mod rows;
 pub mod store;
+pub mod underway;
 pub mod wal;
 pub mod writer;

@@ -172,6 +172,11 @@ impl Wal {
         self.shared.bytes_max.saturating_sub(self.shared.metrics.bytes.load(Relaxed))
     }
 
+    /// Bytes that it may hold.
+    pub fn bytes_max(&self) -> u64 {
+        self.shared.bytes_max
+    }
+
     /// True while the disk refuses writes.
     pub fn is_failing(&self) -> bool {
         self.shared.failing.load(Relaxed)

@@ -8,6 +8,7 @@ mod connection;
 mod ingest;
 pub(crate) mod nodes;
 mod secret;
+mod sessions;
 mod sync;
 
 use std::{sync::Arc, time::Duration};
@@ -22,10 +23,14 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-use crate::{metrics::Ingest, node::Guides};
+use crate::{
+    metrics::Ingest,
+    node::{Guides, Parts},
+};
 pub(crate) use connection::Door;
 pub(crate) use ingest::Streams;
 pub(crate) use secret::Secret;
+pub(crate) use sessions::{Moves, Named, Sessions};
 
 /// Streams of one connection; an agent needs two.
 const STREAMS_MAX: u32 = 8;
@@ -44,6 +49,7 @@ pub(crate) struct Agents {
     pub(crate) metrics: Ingest,
     pub(crate) stop: Stop,
     pub(crate) streams: Arc<Streams>,
+    pub(crate) sessions: Sessions,
     pub(crate) guides: Guides,
 }
 
@@ -61,12 +67,13 @@ pub(crate) async fn serve(
     listener: TcpListener,
     agents: Agents,
     secret: Option<Secret>,
+    parts: Parts,
     door: Door,
 ) -> Result<(), tonic::transport::Error> {
     let stop = agents.stop.serving.clone();
     let _credit =
         AbortOnDropHandle::new(tokio::spawn(Arc::clone(&agents.streams).share(agents.ingester.clone())));
-    let nodes = nodes::Nodes { dictionary: agents.dictionary.clone(), secret };
+    let nodes = nodes::Nodes { dictionary: agents.dictionary.clone(), secret, parts: Some(parts) };
     let nodes = NodeServiceServer::new(nodes)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);

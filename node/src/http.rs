@@ -6,6 +6,7 @@
 mod api;
 mod connection;
 mod guard;
+mod inspect;
 mod page;
 
 use std::{sync::Arc, time::Duration};
@@ -46,6 +47,7 @@ pub(crate) fn router(services: Services) -> Router {
         .route("/v1/agents", get(api::agents))
         .route("/v1/cluster/members", get(api::members))
         .route("/v1/status", get(api::status))
+        .merge(inspect::routes())
         .route("/metrics", get(metrics))
         .route("/health/live", get(|| async { "alive\n" }))
         .route("/health/ready", get(ready))

@@ -192,6 +192,11 @@ impl Membership {
         }
     }
 
+    /// Bytes of the largest datagram that this node has sent; none in a cluster of one.
+    pub(crate) fn largest_datagram(&self) -> Option<u64> {
+        lock(&self.task).as_ref().map(|_| self.server.stats.largest_out.load(Ordering::Relaxed))
+    }
+
     /// Figures of gossip and of the view.
     pub(crate) fn readings(&self, out: &mut Vec<Reading>) {
         let view = Arc::clone(&self.server.view.borrow());

@@ -2,7 +2,12 @@
 //!
 //! What happens at the sockets is counted here; what the actors hold and count is read from them when somebody asks ([`Reading`]).
 
-use std::{fmt, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use prometheus_client::{
     collector::Collector,
@@ -51,16 +56,35 @@ struct ListenerLabels {
     reason: &'static str,
 }
 
+/// How often something was refused at a socket, by reason, for who tells people of it; clones share it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Refusals {
+    counts: Arc<Mutex<BTreeMap<&'static str, u64>>>,
+}
+
+impl Refusals {
+    fn add(&self, reason: &'static str) {
+        *self.counts.lock().unwrap_or_else(PoisonError::into_inner).entry(reason).or_default() += 1;
+    }
+
+    /// Since the start.
+    pub(crate) fn counts(&self) -> BTreeMap<&'static str, u64> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// Connections that did not come to a request.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Connections {
     refused: Family<ListenerLabels, Counter>,
+    refusals: Refusals,
 }
 
 impl Connections {
     /// `reason` comes from a fixed list.
     pub(crate) fn refuse(&self, listener: Listener, reason: &'static str) {
         self.refused.get_or_create(&ListenerLabels { listener, reason }).inc();
+        self.refusals.add(reason);
     }
 }
 
@@ -109,18 +133,21 @@ pub(crate) struct Metrics {
     unauthorized: Family<ReasonLabel, Counter>,
     connections: Connections,
     ingest: Ingest,
+    refusals: Refusals,
 }
 
 /// Counters at the socket that agents send rows to.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ingest {
     rejected: Family<ReasonLabel, Counter>,
+    refusals: Refusals,
 }
 
 impl Ingest {
     /// A batch was refused at the socket. `reason` comes from a fixed list.
     pub(crate) fn reject(&self, reason: &'static str) {
         self.rejected.get_or_create(&ReasonLabel { reason }).inc();
+        self.refusals.add(reason);
     }
 }
 
@@ -131,8 +158,9 @@ impl Metrics {
         let query_seconds = Histogram::new(QUERY_SECONDS);
         let refused_requests = Counter::default();
         let unauthorized = Family::default();
-        let connections = Connections::default();
-        let ingest = Ingest::default();
+        let refusals = Refusals::default();
+        let connections = Connections { refusals: refusals.clone(), ..Connections::default() };
+        let ingest = Ingest { refusals: refusals.clone(), ..Ingest::default() };
         registry.register("queries", "SQL statements, by what became of them", queries.clone());
         registry.register(
             "query_seconds",
@@ -160,7 +188,16 @@ impl Metrics {
             ingest.rejected.clone(),
         );
         registry.register_collector(Box::new(Readings { read }));
-        Self { registry, queries, query_seconds, refused_requests, unauthorized, connections, ingest }
+        Self {
+            registry,
+            queries,
+            query_seconds,
+            refused_requests,
+            unauthorized,
+            connections,
+            ingest,
+            refusals,
+        }
     }
 
     pub(crate) fn query(&self, outcome: QueryOutcome, took: Duration) {
@@ -175,6 +212,11 @@ impl Metrics {
     /// A request showed no token that allows it. `reason` comes from a fixed list.
     pub(crate) fn unauthorized(&self, reason: &'static str) {
         self.unauthorized.get_or_create(&ReasonLabel { reason }).inc();
+        self.refusals.add(reason);
+    }
+
+    pub(crate) fn refusals(&self) -> &Refusals {
+        &self.refusals
     }
 
     pub(crate) fn connections(&self) -> Connections {

@@ -14,6 +14,7 @@ mod pipeline;
 mod readings;
 mod signals;
 mod start;
+mod witness;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -49,8 +50,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let (http_address, grpc_address) = (http_listener.local_addr()?, grpc_listener.local_addr()?);
 
     let membership = Arc::new(join(&config, &folder, grpc_address, http_address).await?);
-    let parts = Parts::new(config.node_id, Arc::clone(&membership));
-    let metrics = Arc::new(Metrics::new(readings(&parts, grpc_tls.clone())));
+    let (parts, metrics) = parts_of(&config, &membership, grpc_tls.clone());
+    let witness = tokio::spawn(witness::watch(parts.clone()));
     let stop_http = CancellationToken::new();
     let services = http::Services {
         parts: parts.clone(),
@@ -92,7 +93,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
 
     let signal = signals.next().await;
     tracing::info!(signal, "stopping");
-    parts.stopping();
+    parts.stopping(signal);
     membership.set_state(membership::State::Draining);
     let stop = async {
         started.stop(config.stop_within).await;
@@ -103,6 +104,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         () = stop => {}
         signal = signals.next() => tracing::warn!(signal, "a second signal: ending without waiting"),
     }
+    witness.abort();
     stop_http.cancel();
     // Requests that still run were answered or failed with the store; a client that dawdles does not hold up the end.
     if tokio::time::timeout(std::time::Duration::from_secs(2), http).await.is_err() {
@@ -123,6 +125,19 @@ fn readings(parts: &Parts, tls: Option<metaflow_tls::Server>) -> Read {
         }
         readings
     })
+}
+
+/// The node as others see it, and its figures.
+fn parts_of(
+    config: &Config,
+    membership: &Arc<Membership>,
+    tls: Option<metaflow_tls::Server>,
+) -> (Parts, Arc<Metrics>) {
+    let parts = Parts::new(config.clone(), Arc::clone(membership));
+    let metrics = Arc::new(Metrics::new(readings(&parts, tls)));
+    parts.metrics(Arc::clone(&metrics));
+    parts.happened("starting");
+    (parts, metrics)
 }
 
 /// Takes part in the cluster, as a node that is starting.

@@ -8,7 +8,7 @@
 mod tests;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
@@ -20,11 +20,12 @@ use metaflow_actors::{
 };
 use metaflow_schema::enums::Kind;
 use metaflow_wire::{
-    CompareRequest, LearnRequest, MESSAGE_BYTES_MAX, Name, NameIdsRequest, PartitionDigest,
+    CompareRequest, InspectRequest, LearnRequest, MESSAGE_BYTES_MAX, Name, NameIdsRequest, PartitionDigest,
     node_service_client::NodeServiceClient,
 };
+use serde_json::Value;
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     metadata::MetadataMap,
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
@@ -111,10 +112,20 @@ impl Peers {
 
     /// A client of a node; none while it is left alone.
     fn client(&self, address: SocketAddr) -> Option<Client> {
+        let links = self.inner.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_alone = |link: &Link| link.alone_until.is_some_and(|until| Instant::now() < until);
+        if links.get(&address).is_some_and(is_alone) {
+            return None;
+        }
+        drop(links);
+        self.any_client(address)
+    }
+
+    /// A client of a node, whether it is left alone or not.
+    fn any_client(&self, address: SocketAddr) -> Option<Client> {
         let mut links = self.inner.links.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(link) = links.get(&address) {
-            let is_alone = link.alone_until.is_some_and(|until| Instant::now() < until);
-            return (!is_alone).then(|| link.client.clone());
+            return Some(link.client.clone());
         }
         let scheme = if self.inner.tls.is_some() { "https" } else { "http" };
         let endpoint =
@@ -159,6 +170,30 @@ impl Peers {
         };
         self.note(address, ids.is_some());
         ids
+    }
+
+    /// Asks a node about itself; says why there is no answer.
+    pub(crate) async fn inspect(
+        &self,
+        address: SocketAddr,
+        topic: &str,
+        arguments: &BTreeMap<String, String>,
+        within: Duration,
+    ) -> Result<Value, String> {
+        let mut client = self.any_client(address).ok_or("its address cannot be used")?;
+        let request = InspectRequest {
+            topic: topic.to_owned(),
+            arguments: arguments.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        };
+        let answer = match tokio::time::timeout(within, client.inspect(request)).await {
+            Ok(Ok(answer)) => answer.into_inner().json,
+            Ok(Err(status)) if status.code() == Code::Unimplemented => {
+                return Err("its release does not know this question".to_owned());
+            }
+            Ok(Err(status)) => return Err(status.message().to_owned()),
+            Err(_) => return Err(format!("no answer came within {} s", within.as_secs())),
+        };
+        serde_json::from_slice(&answer).map_err(|error| format!("its answer is not readable: {error}"))
     }
 
     fn add_strays(&self, names: impl Iterator<Item = (Kind, String)>) {

@@ -10,7 +10,7 @@ use std::{
 
 use metaflow_schema::enums::Kind;
 
-use super::{Dictionary, Entry, Error, load};
+use super::{Dictionary, Entry, Error, bounded, load};
 use crate::{
     disk::Family,
     placement::{PARTITIONS, PartitionId, entry_hash, partition_of},
@@ -83,6 +83,49 @@ impl Dictionary {
                 None => damaged = Some(Error::Damaged(key.to_vec())),
             }
             damaged.is_none()
+        })?;
+        damaged.map_or(Ok(entries), Err)
+    }
+
+    /// Every id of a name, the canonical one first, and whether the store has it for certain. Reads all names of the kind from the disk,
+    /// and blocks for it.
+    pub fn ids_of(&self, kind: Kind, name: &str) -> Result<Vec<(u32, bool)>, Error> {
+        let name = bounded(name);
+        let unconfirmed = self.inner.pending.ids();
+        let mut ids = Vec::new();
+        self.inner.disk.scan(Family::IdToName, &[kind as u8], |key, value| {
+            let is_of_kind = key.first() == Some(&(kind as u8));
+            if is_of_kind
+                && value == name.as_bytes()
+                && let Some((_, id, _)) = load::entry(key, value)
+            {
+                ids.push((id, !unconfirmed.contains(&(kind, id))));
+            }
+            is_of_kind
+        })?;
+        Ok(ids)
+    }
+
+    /// Up to `entries_max` entries that follow one in the order of kind and id, and whether the store has them for certain. Blocks for
+    /// the disk.
+    pub fn entries_after(
+        &self,
+        (kind, id): (u8, u32),
+        entries_max: usize,
+    ) -> Result<Vec<(Entry, bool)>, Error> {
+        let unconfirmed = self.inner.pending.ids();
+        let start = [&[kind][..], &(u64::from(id) + 1).to_be_bytes()].concat();
+        let mut entries = Vec::new();
+        let mut damaged = None;
+        self.inner.disk.scan(Family::IdToName, &start, |key, name| {
+            match load::entry(key, name) {
+                Some((kind, id, name)) => {
+                    let is_stored = !unconfirmed.contains(&(kind, id));
+                    entries.push((Entry { kind, id, name: name.to_string() }, is_stored));
+                }
+                None => damaged = Some(Error::Damaged(key.to_vec())),
+            }
+            damaged.is_none() && entries.len() < entries_max
         })?;
         damaged.map_or(Ok(entries), Err)
     }

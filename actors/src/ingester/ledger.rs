@@ -1,6 +1,11 @@
 //! What is known of each batch: on its way to the log, in the log, or in the store. Pure decisions, no IO.
 
-use std::collections::HashMap;
+use std::{
+    collections::{HashMap, VecDeque},
+    time::Duration,
+};
+
+use tokio::time::Instant;
 
 use super::Reply;
 use crate::{
@@ -11,6 +16,24 @@ use crate::{
 /// Streams that wait for the same batch: the one that brought it and those that sent it again. The oldest goes first: its stream is
 /// probably broken.
 const REPLIES_MAX: usize = 4;
+
+/// Refusals that are remembered for who asks what became of a batch; older ones are in the agent's log.
+const REFUSALS_MAX: usize = 1_024;
+
+/// Where a batch is, as this node knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// Never seen here, or so long ago that it is forgotten.
+    Unknown,
+    /// On its way into the log, since so long.
+    Logging(Duration),
+    /// In the log, and not yet in the store.
+    Logged(Duration),
+    /// In the store.
+    Committed,
+    /// Refused for good.
+    Refused(String),
+}
 
 /// What to do with a batch that came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,21 +55,50 @@ struct InFlight {
     entry: Left,
     logged: bool,
     replies: Vec<Reply>,
+    /// When it came, or when the node started that found it in its log.
+    since: Instant,
 }
 
 pub(super) struct Ledger {
     in_flight: HashMap<BatchId, InFlight>,
     committed: Committed,
+    /// The latest refusals, the oldest first.
+    refused: VecDeque<(BatchId, String)>,
 }
 
 impl Ledger {
     /// Starts with what a previous run left in the log.
-    pub(super) fn new(committed: Committed, left: &[Left]) -> Self {
-        let in_flight = left
-            .iter()
-            .map(|entry| (entry.key.id(), InFlight { entry: *entry, logged: true, replies: Vec::new() }))
-            .collect();
-        Self { in_flight, committed }
+    pub(super) fn new(committed: Committed, left: &[Left], now: Instant) -> Self {
+        let known = |entry: &Left| InFlight { entry: *entry, logged: true, replies: Vec::new(), since: now };
+        let in_flight = left.iter().map(|entry| (entry.key.id(), known(entry))).collect();
+        Self { in_flight, committed, refused: VecDeque::new() }
+    }
+
+    /// Where a batch is.
+    pub(super) fn find(&self, id: BatchId, now: Instant) -> Found {
+        if let Some(known) = self.in_flight.get(&id) {
+            let age = now.saturating_duration_since(known.since);
+            return if known.logged { Found::Logged(age) } else { Found::Logging(age) };
+        }
+        if self.committed.contains(id) {
+            return Found::Committed;
+        }
+        let refused = self.refused.iter().rfind(|(refused, _)| *refused == id);
+        refused.map_or(Found::Unknown, |(_, reason)| Found::Refused(reason.clone()))
+    }
+
+    /// Age of the oldest batch that waits for the store; none when none waits.
+    pub(super) fn oldest(&self, now: Instant) -> Option<Duration> {
+        let since = self.in_flight.values().map(|known| known.since).min()?;
+        Some(now.saturating_duration_since(since))
+    }
+
+    /// Remembers that a batch was refused, and why.
+    pub(super) fn refuse(&mut self, id: BatchId, reason: &str) {
+        if self.refused.len() >= REFUSALS_MAX {
+            self.refused.pop_front();
+        }
+        self.refused.push_back((id, reason.to_owned()));
     }
 
     pub(super) fn offer(&mut self, id: BatchId, reply: &Reply, has_room: bool) -> Decision {
@@ -65,8 +117,9 @@ impl Ledger {
         if has_room { Decision::Accept } else { Decision::NoRoom }
     }
 
-    pub(super) fn accept(&mut self, entry: Left, reply: Reply) {
-        self.in_flight.insert(entry.key.id(), InFlight { entry, logged: false, replies: vec![reply] });
+    pub(super) fn accept(&mut self, entry: Left, reply: Reply, now: Instant) {
+        let known = InFlight { entry, logged: false, replies: vec![reply], since: now };
+        self.in_flight.insert(entry.key.id(), known);
     }
 
     /// Who is to be told that the batch is in the log.

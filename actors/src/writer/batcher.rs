@@ -16,6 +16,7 @@ use super::{
 use crate::{
     memory::Permit,
     rows::{BatchId, Labelled, Report},
+    underway::Stage,
 };
 
 pub(super) struct Batcher<S> {
@@ -92,6 +93,7 @@ impl<S: Shelf> Batcher<S> {
             (self.report)(outcome((id, Ok(()))));
             return;
         }
+        self.inserter.metrics.underway.enter(id, Stage::Collecting(self.inserter.table));
         self.pending.insert(id, Pending { blocks: blocks.len(), failure: None, permit });
         for block in blocks {
             match self.open.get_mut(&block.partition) {
@@ -135,6 +137,9 @@ impl<S: Shelf> Batcher<S> {
 
     async fn flush(&mut self, partition: u32) {
         let Some(open) = self.open.remove(&partition) else { return };
+        for piece in &open.block.pieces {
+            self.inserter.metrics.underway.enter(piece.id, Stage::Inserting(self.inserter.table));
+        }
         for settled in self.inserter.store(open.block).await {
             self.settle(settled);
         }
@@ -150,6 +155,7 @@ impl<S: Shelf> Batcher<S> {
         if pending.blocks == 0
             && let Some(Pending { failure, permit, .. }) = self.pending.remove(&id)
         {
+            self.inserter.metrics.underway.leave(id);
             // Before anybody hears of it, so that who heard finds the room.
             drop(permit);
             (self.report)(outcome((id, failure.map_or(Ok(()), Err))));

@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use metaflow_schema::TABLES;
 
+use crate::underway::Underway;
+
 /// Why an insert did not succeed: indices of [`Table::failures`].
 pub mod reason {
     pub(crate) const DICTIONARY: usize = 0;
@@ -34,6 +36,8 @@ pub struct Table {
 #[derive(Debug, Default)]
 pub struct Metrics {
     pub tables: [Table; TABLES.len()],
+    /// What is collected or being inserted.
+    pub underway: Underway,
 }
 
 impl Metrics {

@@ -3,7 +3,7 @@
 use crate::tables::{DICTIONARY, Partition, TABLES, Table};
 
 /// Inserts that a table remembers by their `insert_deduplication_token`: at 50 inserts a second a retry may come 200 s late.
-const DEDUPLICATION_WINDOW: u32 = 10_000;
+pub const DEDUPLICATION_WINDOW: u32 = 10_000;
 
 /// `flow_tag.names` answers `dictGet` at query time; DIRECT reads the table, so it is never stale and holds no memory.
 const NAMES_DICTIONARY: &str = "CREATE DICTIONARY IF NOT EXISTS flow_tag.names\n(\n    `kind` UInt8,\n    `id` UInt64,\n    `name` \

@@ -68,6 +68,11 @@ impl Server {
         self.made.get().certificate_end
     }
 
+    /// When the last of the authorities of clients ends, in seconds since 1970; none when clients need no certificate.
+    pub fn client_authority_end(&self) -> Option<u64> {
+        Some(self.made.get().client_authority_end).filter(|end| *end != u64::MAX)
+    }
+
     /// Waits for the client's greeting and makes the connection secret.
     pub async fn accept(&self, stream: TcpStream) -> Result<ServerStream, AcceptError> {
         match tokio::time::timeout(self.within, self.handshake(stream)).await {

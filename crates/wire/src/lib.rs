@@ -22,6 +22,9 @@ pub use generated::*;
 /// Version of the protocol spoken by this release; a node reads this and the previous one.
 pub const PROTOCOL_VERSION: u32 = 1;
 
+/// The oldest version that a node of this release answers.
+pub const PROTOCOL_VERSION_OLDEST: u32 = 1;
+
 /// Largest compressed payload of one batch. Bounds what one message can make a node hold.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
 

@@ -8,12 +8,16 @@ use metaflow_actors::{
 };
 use metaflow_schema::enums::Kind;
 use metaflow_wire::{
-    CompareRequest, CompareResponse, DictionaryEntry, LearnRequest, LearnResponse, Name, NameIdsRequest,
-    NameIdsResponse, node_service_server::NodeService,
+    CompareRequest, CompareResponse, DictionaryEntry, InspectRequest, InspectResponse, LearnRequest,
+    LearnResponse, Name, NameIdsRequest, NameIdsResponse, node_service_server::NodeService,
 };
 use tonic::{Request, Response, Status};
 
 use super::Secret;
+use crate::{
+    inspect::{self, Arguments, Failure, Topic},
+    node::Parts,
+};
 
 /// Names of one question; a batch brings fewer.
 pub(crate) const NAMES_MAX: usize = 20_000;
@@ -25,6 +29,8 @@ pub(crate) struct Nodes {
     pub(crate) dictionary: Dictionary,
     /// None: the socket is of this machine alone.
     pub(crate) secret: Option<Secret>,
+    /// What else is known of this node; none where there is a dictionary alone.
+    pub(crate) parts: Option<Parts>,
 }
 
 #[tonic::async_trait]
@@ -50,6 +56,20 @@ impl NodeService for Nodes {
         let LearnRequest { entries } = request.into_inner();
         self.work(move |dictionary| learn(dictionary, entries)).await?;
         Ok(Response::new(LearnResponse {}))
+    }
+
+    async fn inspect(&self, request: Request<InspectRequest>) -> Result<Response<InspectResponse>, Status> {
+        self.let_in(&request)?;
+        let InspectRequest { topic, arguments } = request.into_inner();
+        let parts = self.parts.as_ref().ok_or_else(|| Status::unavailable("nothing is known here"))?;
+        let topic = Topic::from_name(&topic).ok_or_else(|| Status::unimplemented("no such question"))?;
+        let arguments = Arguments::new(arguments);
+        let answer = inspect::answer(parts, topic, &arguments).await.map_err(|failure| match failure {
+            Failure::Wrong(reason) => Status::invalid_argument(reason),
+            Failure::Unavailable(reason) => Status::unavailable(reason),
+        })?;
+        let json = serde_json::to_vec(&answer).map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(InspectResponse { json }))
     }
 }
 

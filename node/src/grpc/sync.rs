@@ -14,7 +14,7 @@ use metaflow_wire::{
 use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::{Status, Streaming};
 
-use super::Agents;
+use super::{Agents, sessions::Entered};
 use crate::node::{Guide, Guides};
 
 /// Time for the first message; who says nothing is no agent.
@@ -54,6 +54,8 @@ struct Control {
     alarm: Pin<Box<Sleep>>,
     /// What the controller was told last, and when.
     told: Option<(Heartbeat, Instant)>,
+    /// Counts as connected while it is kept.
+    _session: Entered,
 }
 
 async fn step(stage: Stage) -> Option<(Result<SyncResponse, Status>, Stage)> {
@@ -93,6 +95,7 @@ async fn open(
     let guide = Arc::clone(&guides.borrow_and_update());
     let region = hello.region.clone().into_boxed_str();
     let (agent_id, ready) = greet(&agents, hello, &guide).await?;
+    let session = agents.sessions.enter(agent_id, &region);
     let now = Instant::now();
     let alarm = Box::pin(sleep_until(now + SILENCE_MAX));
     Ok(Box::new(Control {
@@ -106,6 +109,7 @@ async fn open(
         heard: now,
         alarm,
         told: None,
+        _session: session,
     }))
 }
 

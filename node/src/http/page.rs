@@ -9,6 +9,30 @@ const ENDPOINTS: &[(&str, &str)] = &[
     ("/v1/agents", "the agents that this node knows"),
     ("/v1/cluster/members", "the nodes of the cluster, as this one sees them"),
     ("/v1/status", "the node's state"),
+    ("/v1/shard?agent=1", "why an agent (id, host name or machine id) is where it is"),
+    (
+        "/v1/balance",
+        "how evenly work is spread; with <code>without=n2</code> or <code>with=WEIGHT</code> (<code>region</code>, \
+         <code>zone</code>) what would move",
+    ),
+    ("/v1/dictionary/stats", "names by kind and node, and how much of the ids is used up"),
+    ("/v1/dictionary/lookup?kind=process&amp;name=nginx", "the ids of a name, and the nodes that hold it"),
+    ("/v1/dictionary/resolve?kind=process&amp;id=4194305", "what an id names, on each node and in the store"),
+    (
+        "/v1/dictionary/verify",
+        "compares names between nodes and with the store, and the ids in rows of the last <code>hours</code>",
+    ),
+    ("/v1/wal", "the write-ahead log of each node"),
+    ("/v1/ingest/trace?agent=1&amp;seq=1:1", "where a batch is now"),
+    ("/v1/doctor", "checks of each node, its machine and its store, with advice"),
+    (
+        "/v1/events",
+        "what happened lately, by node; <code>kind</code>, <code>limit</code>, <code>after</code> (what <code>next</code> said: \
+         <code>1:17,2:5</code>)",
+    ),
+    ("/v1/logs", "the latest lines of each node's log; <code>limit</code>"),
+    ("/v1/settings", "what each node runs with, without secrets"),
+    ("/v1/metrics", "the metrics of each node, as text in JSON"),
     ("/metrics", "the node's own metrics, for Prometheus"),
     ("/health/live", "200 while the process runs"),
     ("/health/ready", "200 when rows are taken and queries are answered"),

@@ -22,7 +22,7 @@ use tokio::{net::UdpSocket, sync::watch, time::Instant};
 use super::{
     pace::Pace,
     screen::{Identity, Refusal, Screen},
-    stats::{Stats, add},
+    stats::{Stats, add, raise},
 };
 
 /// Largest payload of a UDP datagram.
@@ -250,6 +250,7 @@ impl Socket for Door {
             Ok(num_bytes_sent) => {
                 add(&self.stats.datagrams_out, 1);
                 add(&self.stats.bytes_out, num_bytes_sent as u64);
+                raise(&self.stats.largest_out, num_bytes_sent as u64);
                 Ok(SendOutcome { num_bytes_sent })
             }
             Err(error) => {

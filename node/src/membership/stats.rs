@@ -41,6 +41,8 @@ pub(super) struct Stats {
     pub(super) datagrams_out: AtomicU64,
     pub(super) bytes_in: AtomicU64,
     pub(super) bytes_out: AtomicU64,
+    /// The largest datagram that was sent.
+    pub(super) largest_out: AtomicU64,
     pub(super) socket_errors: AtomicU64,
     pub(super) seeds_unresolved: AtomicU64,
     refused: [AtomicU64; Refusal::ALL.len()],
@@ -52,6 +54,10 @@ pub(super) struct Stats {
 
 pub(super) fn add(counter: &AtomicU64, number: u64) {
     counter.fetch_add(number, Relaxed);
+}
+
+pub(super) fn raise(counter: &AtomicU64, number: u64) {
+    counter.fetch_max(number, Relaxed);
 }
 
 impl Stats {

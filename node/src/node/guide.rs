@@ -62,6 +62,16 @@ impl Guide {
         Some((node, *self.grpc.get(&node)?))
     }
 
+    /// Who serves whom; none in a cluster of one.
+    pub(crate) fn placement(&self) -> Option<&Placement> {
+        self.placement.as_ref()
+    }
+
+    /// Of the own node.
+    pub(crate) fn region(&self) -> &str {
+        &self.region
+    }
+
     /// Every node that can be called, by its id.
     pub(crate) fn nodes(&self) -> impl Iterator<Item = (NodeId, SocketAddr)> {
         let mut nodes: Vec<_> = self.grpc.iter().map(|(node, address)| (*node, *address)).collect();

@@ -10,7 +10,7 @@ use std::{
 
 use metaflow_actors::{
     controller::{AgentSummary, Controller},
-    dictionary::Dictionary,
+    dictionary::{Dictionary, KindStats},
     ingester::Ingester,
     labeler,
     memory::Budget,
@@ -20,11 +20,18 @@ use metaflow_actors::{
 };
 use serde::Serialize;
 
-use super::load::Work;
+use super::{
+    Guides,
+    load::Work,
+    witness::{Glance, WalState},
+};
 use crate::{
-    grpc::Streams,
+    config::Config,
+    events::{self, Events},
+    grpc::{Sessions, Streams},
     membership::{Member, Membership},
-    metrics::{Read, Reading},
+    metrics::{Metrics, Read, Reading},
+    peers::Peers,
 };
 
 /// The node as others see it, from the start on; clones share it.
@@ -34,8 +41,10 @@ pub(crate) struct Parts {
 }
 
 struct Shared {
-    node_id: u16,
+    config: Config,
     membership: Arc<Membership>,
+    metrics: OnceLock<Arc<Metrics>>,
+    events: Events,
     started: Instant,
     /// What the start waits for.
     stage: Mutex<&'static str>,
@@ -56,6 +65,9 @@ pub(crate) struct Running {
     pub(crate) labeler: Arc<labeler::Counters>,
     pub(crate) writer: Arc<writer::Metrics>,
     pub(crate) streams: Arc<Streams>,
+    pub(crate) sessions: Sessions,
+    pub(crate) guides: Guides,
+    pub(crate) peers: Peers,
 }
 
 /// Whether the node does its work.
@@ -128,10 +140,12 @@ pub(crate) struct Status {
 }
 
 impl Parts {
-    pub(super) fn new(node_id: u16, membership: Arc<Membership>) -> Self {
+    pub(super) fn new(config: Config, membership: Arc<Membership>) -> Self {
         let shared = Shared {
-            node_id,
+            config,
             membership,
+            metrics: OnceLock::new(),
+            events: Events::default(),
             started: Instant::now(),
             stage: Mutex::new("starting"),
             running: OnceLock::new(),
@@ -148,10 +162,69 @@ impl Parts {
     pub(super) fn running(&self, running: Running) {
         let first = self.shared.running.set(running).is_ok();
         debug_assert!(first, "a node starts once");
+        self.happened("ready");
     }
 
-    pub(super) fn stopping(&self) {
+    pub(super) fn stopping(&self, signal: &str) {
         self.shared.stopping.store(true, Ordering::Release);
+        self.happened(format!("stopping: {signal}"));
+    }
+
+    /// Notes a change of the node itself.
+    pub(super) fn happened(&self, text: impl Into<String>) {
+        let view = self.membership().view().borrow().clone();
+        let name = view.member(view.own).map_or("", |own| &own.facts.name);
+        self.events().record(events::Kind::Node, name, text);
+    }
+
+    pub(super) fn metrics(&self, metrics: Arc<Metrics>) {
+        let first = self.shared.metrics.set(metrics).is_ok();
+        debug_assert!(first, "a node has one set of metrics");
+    }
+
+    /// What happened lately.
+    pub(crate) fn events(&self) -> &Events {
+        &self.shared.events
+    }
+
+    /// What the node runs with.
+    pub(crate) fn config(&self) -> &Config {
+        &self.shared.config
+    }
+
+    /// What there is once the start is done; else what it waits for.
+    pub(crate) fn started(&self) -> Result<&Running, String> {
+        self.shared.running.get().ok_or_else(|| {
+            let stage = *self.shared.stage.lock().unwrap_or_else(PoisonError::into_inner);
+            format!("the start of the node is not done: {stage}")
+        })
+    }
+
+    /// The node's figures, as text for Prometheus.
+    pub(crate) fn metrics_text(&self) -> Result<String, String> {
+        let metrics = self.shared.metrics.get().ok_or("the node has no metrics yet")?;
+        metrics.encode().map_err(|error| error.to_string())
+    }
+
+    /// What there is to notice now.
+    pub(super) async fn glance(&self) -> Glance {
+        let mut glance = Glance::of_view(&self.membership().view().borrow());
+        if let Some(metrics) = self.shared.metrics.get() {
+            glance.refused = metrics.refusals().counts();
+        }
+        let Some(running) = self.shared.running.get() else { return glance };
+        let wal = running.ingester.wal();
+        glance.wal = match () {
+            () if wal.is_failing() => WalState::Failing,
+            () if wal.room() == 0 => WalState::Full,
+            () => WalState::Open,
+        };
+        glance.moves = running.sessions.take_moves();
+        let kinds = running.dictionary.stats().into_iter();
+        let is_half = |stats: &KindStats| stats.used_share() >= 0.5;
+        glance.half_used = kinds.filter(is_half).map(|stats| stats.kind.name()).collect();
+        glance.store_answers = Some(running.store.ping().await);
+        glance
     }
 
     pub(crate) fn querier(&self) -> Option<&Querier<Store>> {
@@ -217,7 +290,7 @@ impl Parts {
         let wal = running.map(|running| running.ingester.wal().metrics());
         Status {
             version: env!("CARGO_PKG_VERSION"),
-            node_id: self.shared.node_id,
+            node_id: self.shared.config.node_id,
             ready,
             problems,
             uptime_seconds: self.uptime().as_secs(),

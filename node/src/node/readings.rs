@@ -138,6 +138,11 @@ impl Running {
             out.push(reading.label("kind", kind.kind.name()));
         }
         for kind in &stats {
+            let help = "Share of this node's ids of a kind that is used up";
+            let reading = Reading::gauge("dictionary_used_ratio", help, kind.used_share());
+            out.push(reading.label("kind", kind.kind.name()));
+        }
+        for kind in &stats {
             let help = "Lookups beyond the limit of a kind";
             let reading = Reading::counter("dictionary_overflowed", help, kind.overflowed);
             out.push(reading.label("kind", kind.kind.name()));

@@ -65,7 +65,7 @@ pub(super) async fn start(
     let own = NodeId::new(config.node_id).context("node_id is out of range")?;
     let peers = Peers::new(own, guides.clone(), secret.clone(), config.tls.peers()?);
     pipeline.dictionary.set_owners(Arc::new(peers.clone()));
-    let names = tokio::spawn(peers.keep_alike(pipeline.dictionary.clone()));
+    let names = tokio::spawn(peers.clone().keep_alike(pipeline.dictionary.clone()));
     let agents = grpc::Agents {
         controller: pipeline.controller.clone(),
         dictionary: pipeline.dictionary.clone(),
@@ -74,6 +74,7 @@ pub(super) async fn start(
         metrics: metrics.clone(),
         stop: stop.clone(),
         streams: Arc::default(),
+        sessions: grpc::Sessions::default(),
         guides,
     };
     let querier = Querier::new(store.clone(), querier_config(&config.query));
@@ -88,8 +89,11 @@ pub(super) async fn start(
         labeler: Arc::clone(&pipeline.labeler),
         writer: Arc::clone(&pipeline.writer),
         streams: Arc::clone(&agents.streams),
+        sessions: agents.sessions.clone(),
+        guides: agents.guides.clone(),
+        peers,
     });
-    let serving = grpc::serve(grpc_listener, agents, secret, door);
+    let serving = grpc::serve(grpc_listener, agents, secret, parts.clone(), door);
     let grpc = tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the gRPC server ended");

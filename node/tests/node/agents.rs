@@ -6,7 +6,7 @@ use crate::kit::{Node, PATIENCE, acks_until, covers, requests};
 
 /// A second of today, since tables forget old rows.
 #[allow(clippy::disallowed_methods, reason = "a test has no clock of the process")]
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
 }
 

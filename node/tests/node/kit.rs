@@ -55,13 +55,24 @@ fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
+/// Ports for the gossip of two nodes.
+pub(crate) fn free_udp_ports() -> [u16; 2] {
+    let bind = || std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    [bind(), bind()].map(|socket| socket.local_addr().unwrap().port())
+}
+
 /// Writes a configuration with free ports; gives its path and both addresses.
 pub(crate) fn configure(folder: &Path) -> (PathBuf, String, String) {
+    configure_with(folder, "", "")
+}
+
+/// The same with more lines, before the sections and after them.
+fn configure_with(folder: &Path, before: &str, after: &str) -> (PathBuf, String, String) {
     let (http, grpc) = (format!("127.0.0.1:{}", free_port()), format!("127.0.0.1:{}", free_port()));
     let file = folder.join("node.toml");
     let data = folder.join("data");
     let text = format!(
-        "data_dir = {:?}\n[http]\nlisten = \"{http}\"\n[grpc]\nlisten = \"{grpc}\"\n",
+        "{before}data_dir = {:?}\n[http]\nlisten = \"{http}\"\n[grpc]\nlisten = \"{grpc}\"\n{after}",
         data.to_str().unwrap()
     );
     std::fs::write(&file, text).unwrap();
@@ -71,7 +82,12 @@ pub(crate) fn configure(folder: &Path) -> (PathBuf, String, String) {
 impl Node {
     /// A node on `folder` that is ready.
     pub(crate) async fn start(folder: &Path) -> Self {
-        let (file, url, grpc) = configure(folder);
+        Self::start_with(folder, "", "").await
+    }
+
+    /// The same with more lines of configuration, before the sections and after them.
+    pub(crate) async fn start_with(folder: &Path, before: &str, after: &str) -> Self {
+        let (file, url, grpc) = configure_with(folder, before, after);
         let child = Command::new(program())
             .args(["node", "--config"])
             .arg(&file)
@@ -105,6 +121,13 @@ impl Node {
     pub(crate) async fn sql(&self, database: &str, sql: &str) -> Answer {
         let form = [("db", database), ("sql", sql)];
         let answer = self.http.post(format!("{}/v1/query/", self.url)).form(&form).send().await.unwrap();
+        let status = answer.status().as_u16();
+        Answer { status, body: answer.json().await.unwrap() }
+    }
+
+    /// A page of JSON.
+    pub(crate) async fn page(&self, path: &str) -> Answer {
+        let answer = self.http.get(format!("{}{path}", self.url)).send().await.unwrap();
         let status = answer.status().as_u16();
         Answer { status, body: answer.json().await.unwrap() }
     }

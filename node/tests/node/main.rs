@@ -5,6 +5,7 @@
 
 mod agents;
 mod http;
+mod inspect;
 mod kit;
 mod lifecycle;
 mod secure;

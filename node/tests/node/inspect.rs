@@ -1,0 +1,221 @@
+//! What an operator may ask about the inside of a cluster: two real nodes, each asked about both, over HTTP.
+
+use std::{path::Path, time::Duration};
+
+use metaflow_wire::{
+    Batch, Hello, PROTOCOL_VERSION, SyncRequest, SyncResponse, seq, sync_request, sync_response,
+};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use crate::{
+    agents::now,
+    kit::{Node, PATIENCE, acks_until, covers, free_udp_ports, requests},
+};
+
+/// Polls a page until it is as wanted.
+async fn until(node: &Node, path: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let mut last = Value::Null;
+    let polling = async {
+        loop {
+            last = node.page(path).await.body;
+            if wanted(&last) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, polling).await.is_ok(), "{path} never was as wanted: {last}");
+    last
+}
+
+async fn pair(folders: [&Path; 2]) -> [Node; 2] {
+    let ports = free_udp_ports();
+    let cluster = |own: usize| {
+        format!(
+            "[cluster]\nlisten = \"127.0.0.1:{}\"\nseeds = [\"127.0.0.1:{}\"]\n",
+            ports[own],
+            ports[1 - own]
+        )
+    };
+    let settings = [cluster(0), cluster(1)];
+    let (one, two) = tokio::join!(
+        Node::start_with(folders[0], "node_id = 1\n", &settings[0]),
+        Node::start_with(folders[1], "node_id = 2\n", &settings[1])
+    );
+    [one, two]
+}
+
+/// An agent that stays connected while its sender lives.
+async fn connect(node: &Node, machine_id: &str) -> (u32, mpsc::Sender<SyncRequest>, Streaming<SyncResponse>) {
+    let (sender, requests) = mpsc::channel(4);
+    let hello = Hello {
+        protocol_version: PROTOCOL_VERSION,
+        machine_id: machine_id.to_owned(),
+        hostname: format!("{machine_id}-host"),
+        ..Default::default()
+    };
+    sender.send(SyncRequest { body: Some(sync_request::Body::Hello(hello)) }).await.unwrap();
+    let mut answers = node.agent().await.sync(ReceiverStream::new(requests)).await.unwrap().into_inner();
+    match answers.message().await.unwrap().unwrap().body {
+        Some(sync_response::Body::Welcome(welcome)) => (welcome.agent_id, sender, answers),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn any_node_says_where_agents_batches_and_names_are() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let [one, two] = pair([folders[0].path(), folders[1].path()]).await;
+    let balance = until(&two, "/v1/balance", |page| {
+        page["now"]["nodes"].as_array().is_some_and(|nodes| {
+            nodes.len() == 2 && nodes.iter().all(|node| node["shards"].as_u64() > Some(0))
+        })
+    })
+    .await;
+    assert!(balance["now"]["shards_max_to_mean"].as_f64().unwrap() <= 1.05, "{balance}");
+    let moves = two.page("/v1/balance?without=n1").await.body;
+    assert_eq!(moves["then"]["nodes"].as_array().map(Vec::len), Some(1), "{moves}");
+    assert!(moves["moves"]["shards"].as_u64() > Some(0), "{moves}");
+
+    let (agent_id, _sync, _answers) = connect(&one, "machine-1").await;
+    agents(&two, agent_id).await;
+    let (sender, mut acks) = one.ingest().await;
+    let batch = seq(1, 1);
+    sender.send(requests(agent_id, batch, 7, now())).await.unwrap();
+    acks_until(&mut acks, |ack| covers(&ack.committed, batch)).await;
+    let mut damaged: Batch = requests(agent_id, seq(1, 2), 1, now());
+    damaged.crc ^= 1;
+    sender.send(damaged).await.unwrap();
+    acks_until(&mut acks, |ack| ack.rejected.iter().any(|rejection| rejection.seq == seq(1, 2))).await;
+    batches(&two, agent_id).await;
+    names(&two, &one).await;
+    machines(&two).await;
+    happenings(&two, &one).await;
+    wrong_questions(&two).await;
+
+    drop(one);
+    let silent = until(&two, "/v1/wal", |page| page["nodes"][0]["unanswered"].is_string()).await;
+    assert_eq!(silent["nodes"][1]["answer"]["state"], "open", "the others answer all the same: {silent}");
+    let trace = two.page(&format!("/v1/ingest/trace?agent={agent_id}&seq=9:9")).await.body;
+    assert!(trace["conclusion"].as_str().unwrap().contains("1 nodes did not answer"), "{trace}");
+    assert_eq!(two.terminate().await, Some(0));
+}
+
+/// The agent is connected to the other node, and both its names find it.
+async fn agents(node: &Node, agent_id: u32) {
+    for name in [&agent_id.to_string(), "machine-1-host", "machine-1"] {
+        let shard = node.page(&format!("/v1/shard?agent={name}")).await.body;
+        assert_eq!(shard["agent_id"], agent_id, "{shard}");
+        assert_eq!(shard["connected_to"], serde_json::json!(["n1"]), "{shard}");
+        assert_eq!(shard["candidates"].as_array().map(Vec::len), Some(2), "{shard}");
+        assert_eq!(shard["candidates"][0]["verdict"], "primary", "{shard}");
+    }
+}
+
+async fn batches(node: &Node, agent_id: u32) {
+    for (batch, is_stored, part) in [
+        (seq(1, 1).to_string(), true, "stored: 7 rows in flow_log.l7_flow_log, brought by n1"),
+        ("1:2".to_owned(), false, "refused by n1 and lost: checksum"),
+        ("1:3".to_owned(), false, "not seen"),
+    ] {
+        let trace = node.page(&format!("/v1/ingest/trace?agent={agent_id}&seq={batch}")).await.body;
+        assert!(trace["conclusion"].as_str().unwrap().contains(part), "{trace}");
+        assert_eq!(trace["is_stored"], is_stored, "{trace}");
+    }
+    let wal = node.page("/v1/wal").await.body;
+    for at in 0..2 {
+        assert_eq!(wal["nodes"][at]["answer"]["state"], "open", "{wal}");
+        assert_eq!(wal["nodes"][at]["answer"]["batches"], 0, "{wal}");
+    }
+    assert_eq!(wal["nodes"][0]["answer"]["committed"], 1, "{wal}");
+}
+
+async fn names(node: &Node, other: &Node) {
+    let found = until(node, "/v1/dictionary/lookup?kind=agent&name=machine-1", |page| {
+        page["nodes"].as_array().is_some_and(|nodes| {
+            nodes.iter().all(|node| node["ids"].as_array().is_some_and(|ids| ids.len() == 1))
+        })
+    })
+    .await;
+    assert!(found["owner"].is_string() && found["replicas"].as_array().map(Vec::len) == Some(1), "{found}");
+    let id = found["canonical_id"].as_u64().unwrap();
+    let resolved = node.page(&format!("/v1/dictionary/resolve?kind=agent&id={id}")).await.body;
+    assert_eq!(resolved["names"], serde_json::json!(["machine-1"]), "{resolved}");
+    let fine = until(node, "/v1/dictionary/verify", |page| page["is_fine"] == true).await;
+    assert!(fine["nodes"][0]["store"]["compared"]["entries"].as_u64() > Some(2), "{fine}");
+    let stats = node.page("/v1/dictionary/stats").await.body;
+    assert!(stats["nodes"][0]["answer"]["kinds"].as_array().is_some_and(|kinds| kinds.len() > 2), "{stats}");
+    assert_eq!(other.metric("metaflow_dictionary_aliases{kind=\"agent\"}").await, 0.0);
+}
+
+async fn machines(node: &Node) {
+    let doctor = node.page("/v1/doctor").await.body;
+    for at in 0..2 {
+        let checks = doctor["nodes"][at]["answer"]["checks"].as_array().unwrap();
+        for name in [
+            "socket",
+            "gossip socket",
+            "mtu",
+            "clock",
+            "disk space",
+            "disk sync",
+            "file limit",
+            "store",
+            "engine",
+        ] {
+            assert!(checks.iter().any(|check| check["check"] == name), "{name} is not in {doctor}");
+        }
+        let tables = checks.iter().filter(|check| check["check"] == "table");
+        assert!(
+            tables.clone().count() > 5 && tables.into_iter().all(|check| check["health"] == "ok"),
+            "{doctor}"
+        );
+    }
+    let settings = node.page("/v1/settings").await.body;
+    assert!(
+        settings["nodes"][0]["answer"]["configuration"].as_str().unwrap().contains("node_id: 1"),
+        "{settings}"
+    );
+    let logs = node.page("/v1/logs?node=n1").await.body;
+    let lines = logs["nodes"][0]["answer"]["lines"].to_string();
+    assert!(
+        lines.contains("the node is ready") && logs["nodes"].as_array().map(Vec::len) == Some(1),
+        "{logs}"
+    );
+}
+
+async fn happenings(node: &Node, other: &Node) {
+    let of = |page: &Value, at: usize| page["nodes"][at]["answer"]["events"].to_string();
+    until(node, "/v1/events", |page| {
+        of(page, 1).contains("node 1 is there")
+            && of(page, 0).contains("connected")
+            && of(page, 0).contains("answers")
+    })
+    .await;
+    let page = node.page("/v1/events").await.body;
+    let next = |at: usize| page["nodes"][at]["answer"]["next"].as_u64().unwrap();
+    let (_, _sync, _answers) = connect(other, "machine-2").await;
+    let path = format!("/v1/events?kind=agent&after=1:{},2:{}", next(0), next(1));
+    let page = until(node, &path, |page| of(page, 0).contains("connected")).await;
+    assert_eq!(page["nodes"][0]["answer"]["events"][0]["kind"], "agent", "{page}");
+}
+
+async fn wrong_questions(node: &Node) {
+    for (path, part) in [
+        ("/v1/shard", "agent"),
+        ("/v1/shard?agent=nobody", "no node knows"),
+        ("/v1/balance?without=n9", "n9"),
+        ("/v1/ingest/trace?agent=1&seq=x", "GENERATION:COUNTER"),
+        ("/v1/dictionary/lookup?kind=colour&name=x", "pod_ns"),
+        ("/v1/wal?node=n7", "the nodes are n1, n2"),
+    ] {
+        let answer = node.page(path).await;
+        assert_eq!(answer.status, 400, "{path}");
+        assert!(answer.description().contains(part), "{path}: {answer:?}");
+    }
+    let events = node.page("/v1/events?kind=noise").await.body;
+    assert!(events["nodes"][1]["unanswered"].as_str().unwrap().contains("kinds are"), "{events}");
+}
