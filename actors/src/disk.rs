@@ -44,11 +44,20 @@ pub enum Family {
     Facts,
     /// Counters and versions.
     Meta,
+    /// What operators set and every node keeps.
+    Documents,
 }
 
 impl Family {
-    const ALL: [Self; 6] =
-        [Self::Wal, Self::Committed, Self::NameToId, Self::IdToName, Self::Facts, Self::Meta];
+    const ALL: [Self; 7] = [
+        Self::Wal,
+        Self::Committed,
+        Self::NameToId,
+        Self::IdToName,
+        Self::Facts,
+        Self::Meta,
+        Self::Documents,
+    ];
 
     const fn name(self) -> &'static str {
         match self {
@@ -58,6 +67,7 @@ impl Family {
             Self::IdToName => "id_to_name",
             Self::Facts => "facts",
             Self::Meta => "meta",
+            Self::Documents => "documents",
         }
     }
 }

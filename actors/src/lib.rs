@@ -14,6 +14,8 @@
 pub mod controller;
 pub mod dictionary;
 pub mod disk;
+pub mod documents;
+pub mod groups;
 pub mod ingester;
 pub mod labeler;
 pub mod memory;

@@ -25,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use assign::Table;
 pub use explain::{Candidate, Explanation, Verdict};
 use hash::Point;
-pub use hash::{entry_hash, partition_of, shard_of};
+pub use hash::{entry_hash, partition_of, shard_of, text_hash};
 use ring::{Pool, Ring, Slot};
 pub use view::{Member, State, View};
 

@@ -189,6 +189,11 @@ impl FlowTable {
         self.config.sessions = sessions;
     }
 
+    /// How requests are searched for from now on.
+    pub fn set_session(&mut self, session: Arc<session::Config>) {
+        self.shared.config = session;
+    }
+
     /// Flows at the moment.
     pub fn len(&self) -> usize {
         self.index.len()

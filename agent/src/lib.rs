@@ -12,7 +12,7 @@
 pub mod capabilities;
 pub mod capture;
 pub mod clock;
-pub mod config;
+pub mod control;
 pub mod emit;
 pub mod facts;
 pub mod flow;
@@ -25,3 +25,5 @@ pub mod protocol;
 pub mod sender;
 pub mod session;
 pub mod spool;
+
+pub use metaflow_agent_config as config;

@@ -87,11 +87,28 @@ pub struct Metrics {
     pub memory_bytes: AtomicU64,
     /// Hundredths of one CPU.
     pub cpu_percent: AtomicU32,
+    /// How much the guard sheds, 0 to 3.
+    pub shedding: AtomicU32,
     rows: Mutex<BTreeMap<&'static str, u64>>,
     losses: Mutex<Losses>,
+    last_error: Mutex<String>,
 }
 
+/// Longest text of an error that nodes are told.
+const ERROR_BYTES_MAX: usize = 200;
+
 impl Metrics {
+    /// Notes what went wrong last, for who looks at the agent from afar.
+    pub fn fail(&self, error: &str) {
+        let end = (0..=ERROR_BYTES_MAX.min(error.len())).rev().find(|end| error.is_char_boundary(*end));
+        let text = error[..end.unwrap_or(0)].to_owned();
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = text;
+    }
+
+    pub fn last_error(&self) -> String {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub fn add(counter: &AtomicU64, value: u64) {
         counter.fetch_add(value, Ordering::Relaxed);
     }

@@ -35,7 +35,8 @@ pub use status::Status;
 
 use crate::{
     clock,
-    config::{Config, Remote},
+    config::Config,
+    control::{Control, Running},
     emit,
     facts::{Host, Identity, Snapshot},
     guard::{Ceilings, Guard, LOOK_INTERVAL, Level, Shedding, UsageMeter},
@@ -75,7 +76,8 @@ struct Start {
 }
 
 impl Process {
-    fn start(config: Config, start: Start) -> anyhow::Result<Self> {
+    /// `config` is what counts at the start, with what nodes set before.
+    fn start(config: Config, control: Control, start: Start) -> anyhow::Result<Self> {
         let mut sender_config = sender::Config::new(config.servers.clone());
         sender_config.tls = config.tls.client()?;
         sender_config.insecure = config.insecure;
@@ -93,13 +95,13 @@ impl Process {
         let generation = spool.generation();
         let spool = SharedSpool::new(spool);
         let metrics = Arc::new(Metrics::default());
-        let (remote, remote_changes) = watch::channel(Remote::default());
+        let settings = control.running();
         let sender = Sender::new(
             sender_config,
-            hello(&start.machine_id),
+            hello(&config, &start.machine_id),
             spool.clone(),
             start.facts,
-            remote,
+            control,
             Arc::clone(&metrics),
         );
         let state = sender.state();
@@ -114,9 +116,8 @@ impl Process {
         });
         let shedding = Arc::new(Shedding::default());
         let guard = tokio::spawn(guard(
-            config.clone(),
             start.is_guarded,
-            remote_changes,
+            settings,
             Arc::clone(&metrics),
             Arc::clone(&shedding),
             stop.clone(),
@@ -233,7 +234,7 @@ async fn generation_over(generation: u32) {
     }
 }
 
-fn hello(machine_id: &str) -> Hello {
+fn hello(config: &Config, machine_id: &str) -> Hello {
     let Identity { hostname, kernel_release, architecture, os } = Identity::read();
     Hello {
         protocol_version: metaflow_wire::PROTOCOL_VERSION,
@@ -242,7 +243,9 @@ fn hello(machine_id: &str) -> Hello {
         hostname,
         config_version: 0,
         agent_id: 0,
-        region: String::new(),
+        region: config.region.clone(),
+        zone: config.zone.clone(),
+        labels: config.labels.clone().into_iter().collect(),
         kernel_release,
         architecture,
         os,
@@ -251,9 +254,8 @@ fn hello(machine_id: &str) -> Hello {
 
 /// Measures once a second, decides how much is shed, and writes the status file.
 async fn guard(
-    config: Config,
     is_guarded: bool,
-    remote: watch::Receiver<Remote>,
+    mut settings: Running,
     metrics: Arc<Metrics>,
     shedding: Arc<Shedding>,
     stop: CancellationToken,
@@ -262,14 +264,17 @@ async fn guard(
     let mut meter = UsageMeter::default();
     let mut look = tokio::time::interval(LOOK_INTERVAL);
     loop {
+        // A changed setting counts at once: the kill switch is no reason to wait.
         tokio::select! {
             () = stop.cancelled() => return,
             _ = look.tick() => {}
+            Ok(()) = settings.changed() => {}
         }
+        let config = Arc::clone(&settings.borrow_and_update());
         let usage = meter.look(&config.data_dir);
         metrics.memory_bytes.store(usage.memory_bytes, Ordering::Relaxed);
         metrics.cpu_percent.store(usage.cpu_percent, Ordering::Relaxed);
-        let ceilings = ceilings(&config, &remote.borrow());
+        let ceilings = ceilings(&config);
         let level = guard.look(&usage, &ceilings);
         let before = shedding.level();
         if is_guarded && level != before {
@@ -289,16 +294,16 @@ async fn guard(
             }
             shedding.set(level);
         }
+        metrics.shedding.store(u32::from(shedding.level() as u8), Ordering::Relaxed);
     }
 }
 
-fn ceilings(config: &Config, remote: &Remote) -> Ceilings {
-    let guard = remote.guard.as_ref().unwrap_or(&config.guard);
+fn ceilings(config: &Config) -> Ceilings {
     Ceilings {
-        enabled: config.enabled && remote.enabled.unwrap_or(true),
-        cpu_percent: guard.cpu_percent_max,
-        memory_bytes: guard.memory_max.0,
-        disk_free_bytes: guard.disk_free_min.0,
+        enabled: config.enabled,
+        cpu_percent: config.guard.cpu_percent_max,
+        memory_bytes: config.guard.memory_max.0,
+        disk_free_bytes: config.guard.disk_free_min.0,
     }
 }
 

@@ -29,11 +29,10 @@ use metaflow_wire::Hello;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use connect::is_local;
 pub use servers::{Ended, Servers};
 pub use session::{Broken, Session};
 
-use crate::{config::Remote, facts::Snapshot, metrics::Metrics, spool::Spool};
+use crate::{control::Control, facts::Snapshot, metrics::Metrics, spool::Spool};
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -112,7 +111,7 @@ pub struct Sender {
     hello: Hello,
     spool: SharedSpool,
     facts: watch::Receiver<Arc<Snapshot>>,
-    remote: watch::Sender<Remote>,
+    control: Control,
     metrics: Arc<Metrics>,
     state: Arc<State>,
     facts_version: u64,
@@ -124,10 +123,11 @@ impl Sender {
         hello: Hello,
         spool: SharedSpool,
         facts: watch::Receiver<Arc<Snapshot>>,
-        remote: watch::Sender<Remote>,
+        control: Control,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { config, hello, spool, facts, remote, metrics, state: Arc::default(), facts_version: 0 }
+        let state = State { config_version: control.stand().version.into(), ..State::default() };
+        Self { config, hello, spool, facts, control, metrics, state: Arc::new(state), facts_version: 0 }
     }
 
     pub fn state(&self) -> Arc<State> {

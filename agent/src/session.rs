@@ -9,31 +9,9 @@ pub(crate) mod redact;
 mod seek;
 
 use metaflow_schema::enums::{L7Protocol, L7Type, ResponseStatus};
-use serde::{Deserialize, Serialize};
 
 pub use conversation::{Conversation, Losses};
-
-/// What an operator may choose.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Config {
-    /// Replace secrets and literals before anything is kept.
-    pub redact: bool,
-    /// Names below these suffixes may not exist without that being an error: resolvers try search domains in turn.
-    pub expected_nxdomain_suffixes: Vec<String>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config { redact: true, expected_nxdomain_suffixes: Vec::new() }
-    }
-}
-
-impl Config {
-    pub(crate) fn is_expected_nxdomain(&self, name: &str) -> bool {
-        self.expected_nxdomain_suffixes.iter().any(|suffix| name.ends_with(suffix.as_str()))
-    }
-}
+pub use metaflow_agent_config::Session as Config;
 
 /// Which way a payload travels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

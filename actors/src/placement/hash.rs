@@ -39,6 +39,11 @@ pub(super) fn region_key(name: &str) -> u64 {
     text(0, name)
 }
 
+/// Of any text, the same on every node.
+pub fn text_hash(seed: u64, it: &str) -> u64 {
+    text(seed, it)
+}
+
 fn text(seed: u64, text: &str) -> u64 {
     let mut state = mix(seed.wrapping_add(GOLDEN));
     for chunk in text.as_bytes().chunks(8) {

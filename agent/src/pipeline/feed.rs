@@ -12,6 +12,7 @@ use std::{
 use super::{PIECE_ROWS, Piece, rows};
 use crate::{
     capture::{self, Progress, Source, Statistics},
+    control::Running,
     flow::{self, FlowTable, Output},
     guard::{Level, Shedding},
     metrics::{Metrics, reason},
@@ -47,6 +48,8 @@ pub struct Feed {
     handed_over: u64,
     counted: Statistics,
     is_closed: bool,
+    /// What nodes may change while it runs; a replay follows nobody.
+    settings: Option<Running>,
 }
 
 impl Feed {
@@ -68,6 +71,20 @@ impl Feed {
             handed_over: 0,
             counted: Statistics::default(),
             is_closed: false,
+            settings: None,
+        }
+    }
+
+    /// From now on new flows are searched for requests as the settings say.
+    pub fn follow(&mut self, settings: Running) {
+        self.settings = Some(settings);
+    }
+
+    fn take_settings(&mut self) {
+        let Some(settings) = &mut self.settings else { return };
+        if settings.has_changed().unwrap_or(false) {
+            let session = settings.borrow_and_update().session.clone();
+            self.table.set_session(Arc::new(session));
         }
     }
 
@@ -155,6 +172,7 @@ pub fn capture(
     feed.counted = Statistics::default();
     while !stop.load(Ordering::Relaxed) && !feed.is_closed {
         let level = feed.shedding.level();
+        feed.take_settings();
         feed.table.set_sessions(level < Level::NoRequests);
         let progress = if level >= Level::Stop {
             // Frames stay in the ring until it is full; the kernel counts what it drops.

@@ -18,6 +18,7 @@ use crate::{
     capture::{FileSource, Replay as FileReplay, ReplayAt},
     clock,
     config::Config,
+    control::Control,
     emit,
     facts::{Host, Snapshot, machine_id},
     flow,
@@ -60,7 +61,9 @@ pub async fn replay(
         host,
         is_guarded: false,
     };
-    let mut process = Process::start(config, start)?;
+    // A replay shows a file to the end, as the file says: what nodes set is for hosts.
+    let control = Control::open(config.clone());
+    let mut process = Process::start(config, control, start)?;
     let read = read_files(&process, &replay, &stop).await?;
     if stop.is_cancelled() {
         process.hurry.store(true, Ordering::Relaxed);

@@ -18,6 +18,7 @@ use crate::{
     capture::{LiveConfig, LiveSource},
     clock,
     config::Config,
+    control::Control,
     emit,
     facts::{Collector, Host, Snapshot, machine_id},
     flow,
@@ -29,8 +30,18 @@ const LINGER: Duration = Duration::from_secs(3);
 /// How often the host is looked at, and the status file is written.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<Status> {
-    let mut source = open_source(&config)?;
+pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status> {
+    let mut control = Control::open(file);
+    let settings = control.running();
+    let first = open_source(&settings.borrow());
+    let mut source = match first {
+        Err(error) if control.has_more_than_the_file() => {
+            control.fall_back(&error);
+            open_source(&settings.borrow())?
+        }
+        first => first?,
+    };
+    let config = Config::clone(&settings.borrow());
     let mut collector = Collector::default();
     let (snapshot, first_host) = collector.look();
     let server_ports = snapshot.listeners.iter().map(|listener| listener.port).collect();
@@ -47,7 +58,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<Stat
         host: host_changes,
         is_guarded: true,
     };
-    let mut process = Process::start(config, start)?;
+    let mut process = Process::start(config, control, start)?;
     process.shedding.set(first_level(&process.config));
     let flows = flow::Config {
         flows_max: process.config.capture.flows_max,
@@ -59,6 +70,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<Stat
     };
     let (metrics, shedding) = (Arc::clone(&process.metrics), Arc::clone(&process.shedding));
     let mut feed = Feed::new(flows, process.queue()?, Overflow::Drop, metrics, shedding);
+    feed.follow(settings);
     let halt = Arc::new(AtomicBool::new(false));
     let halted = Arc::clone(&halt);
     let thread = std::thread::Builder::new()

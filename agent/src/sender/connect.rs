@@ -7,6 +7,7 @@ use anyhow::{Context as _, ensure};
 use tonic::transport::{Channel, Endpoint};
 
 use super::Config;
+use crate::config::is_local;
 
 /// Connects to `host:port`, which a file or another node named.
 pub(super) async fn connect(config: &Config, server: &str) -> anyhow::Result<Channel> {
@@ -26,9 +27,4 @@ pub(super) async fn connect(config: &Config, server: &str) -> anyhow::Result<Cha
         None => endpoint.connect().await,
     };
     channel.with_context(|| format!("failed to connect to {server}"))
-}
-
-/// Whether `host:port` is on this host.
-pub(crate) fn is_local(server: &str) -> bool {
-    server.rsplit_once(':').is_some_and(|(host, _)| metaflow_tls::is_local(host))
 }

@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 
 use super::{End, Sender, Servers, Session, connect::connect, random};
-use crate::{config::Remote, facts::Snapshot};
+use crate::{control::Stand, facts::Snapshot};
 
 /// Control messages that wait for the transport.
 const CONTROL_QUEUE: usize = 8;
@@ -174,16 +174,12 @@ impl Sender {
     fn handle_reply(&mut self, link: &mut Link, reply: SyncResponse) -> anyhow::Result<()> {
         link.session.hear(Instant::now());
         match reply.body {
-            Some(sync_response::Body::Config(config)) => match Remote::parse(&config.toml) {
-                Ok(remote) => {
-                    tracing::info!(version = config.version, "configuration from node");
-                    self.state.config_version.store(config.version, Ordering::Relaxed);
-                    self.remote.send_replace(remote);
-                }
-                Err(error) => {
-                    tracing::error!(version = config.version, %error, "configuration from node is not valid");
-                }
-            },
+            Some(sync_response::Body::Config(config)) => {
+                self.control.take(config.version, &config.toml);
+                self.state.config_version.store(self.control.stand().version, Ordering::Relaxed);
+                // The node hears at once what became of it.
+                self.send_heartbeat(link)?;
+            }
             Some(sync_response::Body::ResendFacts(_)) => {
                 link.facts_sent = None;
                 self.send_facts(link)?;
@@ -205,8 +201,13 @@ impl Sender {
         losses.merge(spool.losses());
         let spool_bytes = spool.stats().disk_bytes;
         drop(spool);
+        let Stand { version, pending, problem } = self.control.stand().clone();
         let heartbeat = Heartbeat {
-            config_version: self.state.config_version.load(Ordering::Relaxed),
+            config_version: version,
+            config_pending: pending,
+            config_error: problem,
+            last_error: self.metrics.last_error(),
+            shedding: self.metrics.shedding.load(Ordering::Relaxed),
             losses: losses.to_wire(),
             spool_bytes,
             memory_bytes: self.metrics.memory_bytes.load(Ordering::Relaxed),

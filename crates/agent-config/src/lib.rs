@@ -1,11 +1,17 @@
 //! The agent's configuration: a TOML file, each key with a default, and the part of it that nodes may set.
+//!
+//! A crate of its own because both ends read it: the agent runs with it, and a node refuses what no agent would take. Leaves out: what
+//! the settings do (`agent`), and which agent gets which (`actors`).
 
+mod remote;
+mod session;
 mod size;
 #[cfg(test)]
 mod tests;
 mod tls;
 
 use std::{
+    collections::BTreeMap,
     net::ToSocketAddrs as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -14,10 +20,14 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::sender::is_local;
-
+pub use remote::{HOT, LOCAL, Problem, Remote, TEXT_BYTES_MAX, take_hot};
+pub use session::Session;
 pub use size::Size;
 pub use tls::Tls;
+
+/// Labels of one host, and bytes of each text that says where it is: nodes keep them for every agent.
+const LABELS_MAX: usize = 16;
+const PLACE_BYTES_MAX: usize = 128;
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,6 +37,12 @@ pub struct Config {
     pub servers: Vec<String>,
     /// Identity of this host. Empty: that of `/etc/machine-id`.
     pub machine_id: String,
+    /// Where this host is. Nodes of the region are preferred, and groups of agents can be made of it. Empty: where its node is.
+    pub region: String,
+    /// Part of the region.
+    pub zone: String,
+    /// What else groups of agents can be made of, e.g. `team = "shop"`.
+    pub labels: BTreeMap<String, String>,
     /// Directory of the spool. Two agents cannot share one.
     pub data_dir: PathBuf,
     /// The kill switch: `false` captures nothing, and still sends what is spooled.
@@ -35,7 +51,7 @@ pub struct Config {
     pub insecure: bool,
     pub tls: Tls,
     pub capture: Capture,
-    pub session: crate::session::Config,
+    pub session: Session,
     pub spool: Spool,
     pub guard: Guard,
     pub log: Log,
@@ -97,12 +113,15 @@ impl Default for Config {
         Self {
             servers: vec!["127.0.0.1:20035".to_owned()],
             machine_id: String::new(),
+            region: String::new(),
+            zone: String::new(),
+            labels: BTreeMap::new(),
             data_dir: PathBuf::from("/var/lib/metaflow-agent"),
             enabled: true,
             insecure: false,
             tls: Tls::default(),
             capture: Capture::default(),
-            session: crate::session::Config::default(),
+            session: Session::default(),
             spool: Spool::default(),
             guard: Guard::default(),
             log: Log::default(),
@@ -165,6 +184,11 @@ impl Config {
             );
         }
         self.tls.check()?;
+        ensure!(self.labels.len() <= LABELS_MAX, "labels: more than {LABELS_MAX}");
+        let labels = self.labels.iter().flat_map(|(name, value)| [("labels", name), ("labels", value)]);
+        for (key, text) in [("region", &self.region), ("zone", &self.zone)].into_iter().chain(labels) {
+            ensure!(text.len() <= PLACE_BYTES_MAX, "{key}: {text:?} is longer than {PLACE_BYTES_MAX} bytes");
+        }
         ensure!(self.capture.snaplen.0 >= 96, "capture.snaplen is below 96 bytes, which hold the headers");
         ensure!(self.capture.snaplen.0 <= 65_535, "capture.snaplen is above 64 KiB, the longest packet");
         ensure!(self.capture.ring.0 >= 1 << 20, "capture.ring is below 1 MiB");
@@ -196,16 +220,7 @@ fn port_of(server: &str) -> Option<u16> {
     (is_name || (host.starts_with('[') && server.to_socket_addrs().is_ok())).then(|| port.parse().ok())?
 }
 
-/// What nodes may set while the agent runs. A missing key leaves what the file says.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Remote {
-    pub enabled: Option<bool>,
-    pub guard: Option<Guard>,
-}
-
-impl Remote {
-    pub fn parse(text: &str) -> Result<Self, toml::de::Error> {
-        toml::from_str(text)
-    }
+/// Whether `host:port` is on this host.
+pub fn is_local(server: &str) -> bool {
+    server.rsplit_once(':').is_some_and(|(host, _)| metaflow_tls::is_local(host))
 }
