@@ -1,11 +1,11 @@
-//! The controller: knows the agents, gives them their identity and configuration, and turns their facts into the labeler's snapshot.
+//! The controller: knows the agents, gives them their identity, and turns their facts into the labeler's snapshot.
 //!
 //! Role: answers `Sync`. Input: Hello, Facts and Heartbeat of agents. Output: replies; a new [`Snapshot`] at most every
 //! [`Config::publish_interval`] while facts change. Bound: [`CALLS_MAX`] calls in the mailbox, each of one gRPC message at most; what is kept
 //! of an agent is bounded in [`facts`], the number of agents by [`Config::agents_max`]. On failure of the disk the call fails and the agent
 //! comes again. Facts are on disk before they are answered, so names survive a restart.
 //!
-//! Leaves out: sockets (`node`), and which node an agent belongs to.
+//! Leaves out: sockets (`node`), which node an agent belongs to, and what it is to run with (`groups`).
 
 mod agents;
 mod facts;
@@ -43,8 +43,6 @@ pub struct Config {
     /// Name of the VPC that all agents of this node are in.
     pub vpc: String,
     pub node_version: String,
-    /// What agents run with.
-    pub agent_config: wire::Config,
     pub agents_max: usize,
     pub publish_interval: Duration,
 }
@@ -54,7 +52,6 @@ impl Default for Config {
         Self {
             vpc: "default".to_owned(),
             node_version: env!("CARGO_PKG_VERSION").to_owned(),
-            agent_config: wire::Config::default(),
             agents_max: 100_000,
             publish_interval: Duration::from_millis(100),
         }
@@ -75,11 +72,10 @@ pub enum Error {
     Stopped,
 }
 
-/// Answer to Hello: who the agent is, and its configuration where it has another one.
+/// Answer to Hello: who the agent is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Admission {
     pub welcome: wire::Welcome,
-    pub config: Option<wire::Config>,
 }
 
 /// The id of an agent that says Hello; a new one where it has none. Blocks for the disk when it is new.
@@ -102,7 +98,7 @@ type Reply<T> = RpcReplyPort<Result<T, Error>>;
 enum Msg {
     Hello(Vec<Result<Greeting, Refusal>>, Reply<Vec<Result<Admission, Refusal>>>),
     Facts(u32, Box<wire::Facts>, Reply<FactsReply>),
-    Heartbeat(u32, wire::Heartbeat, Reply<Option<wire::Config>>),
+    Heartbeat(u32, wire::Heartbeat, Reply<()>),
     List(Reply<Vec<AgentSummary>>),
     Publish,
 }
@@ -147,12 +143,8 @@ impl Controller {
         self.call(|reply| Msg::Facts(agent_id, Box::new(facts), reply)).await
     }
 
-    /// Notes that the agent lives; answers the configuration where the agent has another one.
-    pub async fn heartbeat(
-        &self,
-        agent_id: u32,
-        heartbeat: wire::Heartbeat,
-    ) -> Result<Option<wire::Config>, Error> {
+    /// Notes that the agent lives, and how it is.
+    pub async fn heartbeat(&self, agent_id: u32, heartbeat: wire::Heartbeat) -> Result<(), Error> {
         self.call(|reply| Msg::Heartbeat(agent_id, heartbeat, reply)).await
     }
 
@@ -224,7 +216,6 @@ impl Core {
         changes: &mut disk::Changes,
     ) -> Result<Result<Admission, Refusal>, Error> {
         let agent_id = greeting.agent_id;
-        let config_version = greeting.hello.config_version;
         let forgotten = match self.agents.make_room(agent_id, self.config.agents_max, now) {
             Ok(forgotten) => forgotten,
             Err(refusal) => return Ok(Err(refusal)),
@@ -239,7 +230,7 @@ impl Core {
             servers: Vec::new(),
             node_version: self.config.node_version.clone(),
         };
-        Ok(Ok(Admission { welcome, config: self.config_for(config_version) }))
+        Ok(Ok(Admission { welcome }))
     }
 
     fn facts(&mut self, agent_id: u32, facts: wire::Facts, now: Instant) -> Result<FactsReply, Error> {
@@ -253,10 +244,6 @@ impl Core {
         }
         self.agents.note_change(agent_id);
         Ok(FactsReply::Kept)
-    }
-
-    fn config_for(&self, version: u64) -> Option<wire::Config> {
-        (version != self.config.agent_config.version).then(|| self.config.agent_config.clone())
     }
 
     /// Rebuilds the views of agents that changed and swaps the snapshot.
@@ -316,10 +303,8 @@ impl Actor for ControllerActor {
                 state.schedule(&myself)?;
             }
             Msg::Heartbeat(agent_id, heartbeat, reply) => {
-                let core = state.core()?;
-                let version = heartbeat.config_version;
-                core.agents.heartbeat(agent_id, heartbeat, now);
-                answer(reply, Ok(core.config_for(version)));
+                state.core()?.agents.heartbeat(agent_id, heartbeat, now);
+                answer(reply, Ok(()));
             }
             Msg::List(reply) => answer(reply, Ok(state.core()?.agents.list(now))),
             Msg::Publish => {

@@ -21,7 +21,7 @@ use crate::{
 /// An assignment for each of 100,000 agents and as much again.
 pub const DOCUMENTS_MAX: usize = 250_000;
 /// A message between nodes holds several.
-pub const BODY_BYTES_MAX: usize = 1 << 20;
+pub const BODY_BYTES_MAX: usize = 256 << 10;
 pub const KEY_BYTES_MAX: usize = 512;
 /// What is compared at a time: few enough for one message a second, enough that a difference means few documents.
 pub const BUCKETS: usize = 64;

@@ -38,6 +38,7 @@ use tracing::{error, warn};
 use crate::{
     dictionary::{self, Dictionary},
     rows::{Accepted, Labelled, Outcome, Rows},
+    tap::Tap,
     underway::{Stage, Underway},
 };
 pub use label::{Error, Input, Malformed, Names};
@@ -82,11 +83,17 @@ pub struct Labeler {
     dictionary: Dictionary,
     snapshot: Published,
     counters: Arc<Counters>,
+    tap: Arc<Tap>,
 }
 
 impl Labeler {
     pub fn new(config: Config, dictionary: Dictionary, snapshot: Published) -> Self {
-        Self { config, dictionary, snapshot, counters: Arc::default() }
+        Self { config, dictionary, snapshot, counters: Arc::default(), tap: Arc::default() }
+    }
+
+    /// Where operators watch what passes.
+    pub fn tap(&self) -> Arc<Tap> {
+        Arc::clone(&self.tap)
     }
 
     pub fn counters(&self) -> Arc<Counters> {
@@ -162,6 +169,10 @@ impl Labeler {
         batch: &metaflow_wire::Batch,
     ) -> Result<Rows, Error<dictionary::Error>> {
         let snapshot = self.snapshot.load_full();
-        Input { snapshot: &snapshot, names: &self.dictionary, id }.label(batch)
+        let rows = Input { snapshot: &snapshot, names: &self.dictionary, id }.label(batch)?;
+        if self.tap.is_open() {
+            self.tap.show(id.agent_id, &rows);
+        }
+        Ok(rows)
     }
 }

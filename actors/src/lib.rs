@@ -23,6 +23,7 @@ pub mod placement;
 pub mod querier;
 pub mod rows;
 pub mod store;
+pub mod tap;
 pub mod underway;
 pub mod wal;
 pub mod writer;

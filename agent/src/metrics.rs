@@ -91,7 +91,8 @@ pub struct Metrics {
     pub shedding: AtomicU32,
     rows: Mutex<BTreeMap<&'static str, u64>>,
     losses: Mutex<Losses>,
-    last_error: Mutex<String>,
+    /// And whether it has to be told.
+    last_error: Mutex<(String, bool)>,
 }
 
 /// Longest text of an error that nodes are told.
@@ -102,11 +103,18 @@ impl Metrics {
     pub fn fail(&self, error: &str) {
         let end = (0..=ERROR_BYTES_MAX.min(error.len())).rev().find(|end| error.is_char_boundary(*end));
         let text = error[..end.unwrap_or(0)].to_owned();
-        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = text;
+        *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = (text, true);
     }
 
-    pub fn last_error(&self) -> String {
-        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// What went wrong last, if the node does not know it; empty otherwise.
+    pub fn error_to_tell(&self) -> String {
+        let mut error = self.last_error.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::take(&mut error.1) { error.0.clone() } else { String::new() }
+    }
+
+    /// Another node has to be told.
+    pub fn tell_error_again(&self) {
+        self.last_error.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
     }
 
     pub fn add(counter: &AtomicU64, value: u64) {

@@ -35,6 +35,8 @@ enum Verb {
     Node(NodeArguments),
     /// Ask a running node.
     Ctl(ctl::Arguments),
+    /// Show requests as they come, from the whole cluster.
+    Observe(ctl::observe::Arguments),
     /// Print what makes a shell complete this program's verbs and options.
     Completion(manual::Completion),
     /// Print the manual page, or write one page a verb.
@@ -58,7 +60,8 @@ struct NodeArguments {
 pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.verb {
         Verb::Node(arguments) => run_node(arguments),
-        Verb::Ctl(arguments) => return ExitCode::from(run_ctl(arguments)),
+        Verb::Ctl(arguments) => return ExitCode::from(ask(ctl::run(arguments))),
+        Verb::Observe(arguments) => return ExitCode::from(ask(ctl::observe::run(arguments))),
         Verb::Completion(arguments) => manual::completion(&arguments, Cli::command()),
         Verb::Man(arguments) => manual::man(&arguments, Cli::command()),
         Verb::StoreEngine(arguments) => {
@@ -80,12 +83,12 @@ fn run_node(arguments: NodeArguments) -> anyhow::Result<()> {
     runtime()?.block_on(node::run(config))
 }
 
-fn run_ctl(arguments: ctl::Arguments) -> u8 {
+fn ask(work: impl Future<Output = Result<(), ctl::Failure>>) -> u8 {
     let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    match runtime.block_on(ctl::run(arguments)) {
+    match runtime.block_on(work) {
         Ok(()) => 0,
         Err(failure) => {
             eprintln!("metaflow: {failure}");

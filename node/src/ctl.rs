@@ -8,6 +8,7 @@ mod arguments;
 mod cert;
 mod client;
 mod member;
+pub(crate) mod observe;
 mod output;
 mod query;
 mod status;
@@ -41,7 +42,7 @@ enum Verb {
         #[command(subcommand)]
         verb: member::Verb,
     },
-    /// The agents that this node knows.
+    /// The agents of the cluster, and what they run with.
     Agent {
         #[command(subcommand)]
         verb: agent::Verb,

@@ -5,6 +5,7 @@
 //! acknowledged.
 
 mod connection;
+pub(crate) mod fleet;
 mod ingest;
 pub(crate) mod nodes;
 mod secret;
@@ -13,10 +14,13 @@ mod sync;
 
 use std::{sync::Arc, time::Duration};
 
-use metaflow_actors::{controller::Controller, dictionary::Dictionary, ingester::Ingester, memory::Budget};
+use metaflow_actors::{
+    controller::Controller, dictionary::Dictionary, groups::Registry, ingester::Ingester, memory::Budget,
+};
 use metaflow_wire::{
     Batch, MESSAGE_BYTES_MAX, SyncRequest,
     agent_service_server::{AgentService, AgentServiceServer},
+    fleet_service_server::FleetServiceServer,
     node_service_server::NodeServiceServer,
 };
 use tokio::net::TcpListener;
@@ -24,6 +28,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use crate::{
+    fleet::Fleet,
     metrics::Ingest,
     node::{Guides, Parts},
 };
@@ -51,6 +56,7 @@ pub(crate) struct Agents {
     pub(crate) streams: Arc<Streams>,
     pub(crate) sessions: Sessions,
     pub(crate) guides: Guides,
+    pub(crate) registry: Registry,
 }
 
 /// The two steps of a stop.
@@ -66,6 +72,7 @@ pub(crate) struct Stop {
 pub(crate) async fn serve(
     listener: TcpListener,
     agents: Agents,
+    fleet: Fleet,
     secret: Option<Secret>,
     parts: Parts,
     door: Door,
@@ -73,6 +80,9 @@ pub(crate) async fn serve(
     let stop = agents.stop.serving.clone();
     let _credit =
         AbortOnDropHandle::new(tokio::spawn(Arc::clone(&agents.streams).share(agents.ingester.clone())));
+    let fleet = FleetServiceServer::new(fleet::Service { fleet, secret: secret.clone(), stop: stop.clone() })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let nodes = nodes::Nodes { dictionary: agents.dictionary.clone(), secret, parts: Some(parts) };
     let nodes = NodeServiceServer::new(nodes)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -87,6 +97,7 @@ pub(crate) async fn serve(
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(service)
         .add_service(nodes)
+        .add_service(fleet)
         .serve_with_incoming_shutdown(connection::incoming(listener, door), stop.cancelled_owned())
         .await
 }

@@ -5,8 +5,10 @@
 
 mod api;
 mod connection;
+mod fleet;
 mod guard;
 mod inspect;
+mod observe;
 mod page;
 
 use std::{sync::Arc, time::Duration};
@@ -48,6 +50,8 @@ pub(crate) fn router(services: Services) -> Router {
         .route("/v1/cluster/members", get(api::members))
         .route("/v1/status", get(api::status))
         .merge(inspect::routes())
+        .merge(fleet::routes())
+        .merge(observe::routes())
         .route("/metrics", get(metrics))
         .route("/health/live", get(|| async { "alive\n" }))
         .route("/health/ready", get(ready))

@@ -21,7 +21,7 @@ use metaflow_actors::{
 use metaflow_schema::enums::Kind;
 use metaflow_wire::{
     CompareRequest, InspectRequest, LearnRequest, MESSAGE_BYTES_MAX, Name, NameIdsRequest, PartitionDigest,
-    node_service_client::NodeServiceClient,
+    fleet_service_client::FleetServiceClient, node_service_client::NodeServiceClient,
 };
 use serde_json::Value;
 use tonic::{
@@ -47,7 +47,10 @@ const ROUND: Duration = Duration::from_secs(1);
 /// Names whose owners did not hear of them yet. What is forgotten beyond this comes to them when a node compares or asks again.
 const STRAYS_MAX: usize = 100_000;
 
-type Client = NodeServiceClient<InterceptedService<Channel, Shown>>;
+/// The way to another node, which shows the secret.
+pub(crate) type Way = InterceptedService<Channel, Shown>;
+type Client = NodeServiceClient<Way>;
+type FleetClient = FleetServiceClient<Way>;
 
 /// The other nodes; clones share connections.
 #[derive(Clone)]
@@ -66,13 +69,13 @@ struct Inner {
 }
 
 struct Link {
-    client: Client,
+    way: Way,
     alone_until: Option<Instant>,
 }
 
 /// Shows the secret where there is one.
 #[derive(Clone)]
-struct Shown(Option<Secret>);
+pub(crate) struct Shown(Option<Secret>);
 
 impl Interceptor for Shown {
     fn call(&mut self, request: Request<()>) -> Result<Request<()>, Status> {
@@ -110,23 +113,52 @@ impl Peers {
         self.inner.guides.borrow().clone()
     }
 
+    /// The other nodes that can be called, by their ids.
+    pub(crate) fn others(&self) -> Vec<(NodeId, SocketAddr)> {
+        self.guide().nodes().filter(|(node, _)| *node != self.inner.own).collect()
+    }
+
+    /// Asks a node about agents.
+    pub(crate) fn fleet(&self, address: SocketAddr) -> Result<FleetClient, Status> {
+        Ok(fleet_client(self.any_way(address).ok_or_else(not_an_address)?))
+    }
+
+    /// The same over a connection of its own, for streams that last.
+    pub(crate) fn fleet_of_its_own(&self, address: SocketAddr) -> Result<FleetClient, Status> {
+        Ok(fleet_client(self.new_way(address).ok_or_else(not_an_address)?))
+    }
+
     /// A client of a node; none while it is left alone.
     fn client(&self, address: SocketAddr) -> Option<Client> {
+        Some(node_client(self.way(address)?))
+    }
+
+    /// A client of a node, whether it is left alone or not.
+    fn any_client(&self, address: SocketAddr) -> Option<Client> {
+        Some(node_client(self.any_way(address)?))
+    }
+
+    fn way(&self, address: SocketAddr) -> Option<Way> {
         let links = self.inner.links.lock().unwrap_or_else(PoisonError::into_inner);
         let is_alone = |link: &Link| link.alone_until.is_some_and(|until| Instant::now() < until);
         if links.get(&address).is_some_and(is_alone) {
             return None;
         }
         drop(links);
-        self.any_client(address)
+        self.any_way(address)
     }
 
-    /// A client of a node, whether it is left alone or not.
-    fn any_client(&self, address: SocketAddr) -> Option<Client> {
+    fn any_way(&self, address: SocketAddr) -> Option<Way> {
         let mut links = self.inner.links.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(link) = links.get(&address) {
-            return Some(link.client.clone());
+            return Some(link.way.clone());
         }
+        let way = self.new_way(address)?;
+        links.insert(address, Link { way: way.clone(), alone_until: None });
+        Some(way)
+    }
+
+    fn new_way(&self, address: SocketAddr) -> Option<Way> {
         let scheme = if self.inner.tls.is_some() { "https" } else { "http" };
         let endpoint =
             Endpoint::from_shared(format!("{scheme}://{address}")).ok()?.connect_timeout(ASK_WITHIN);
@@ -134,11 +166,7 @@ impl Peers {
             Some(tls) => endpoint.connect_with_connector_lazy(tls.connector()),
             None => endpoint.connect_lazy(),
         };
-        let client = NodeServiceClient::with_interceptor(channel, Shown(self.inner.secret.clone()))
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        links.insert(address, Link { client: client.clone(), alone_until: None });
-        Some(client)
+        Some(InterceptedService::new(channel, Shown(self.inner.secret.clone())))
     }
 
     fn note(&self, address: SocketAddr, has_answered: bool) {
@@ -311,6 +339,22 @@ impl Peers {
             }
         }
     }
+}
+
+fn not_an_address() -> Status {
+    Status::internal("the node's address cannot be used")
+}
+
+fn node_client(way: Way) -> Client {
+    NodeServiceClient::new(way)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+fn fleet_client(way: Way) -> FleetClient {
+    FleetServiceClient::new(way)
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 async fn timely<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, Status> {

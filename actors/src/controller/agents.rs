@@ -21,6 +21,9 @@ const FORGET_AFTER: Duration = Duration::from_secs(3_600);
 const TEXT_BYTES_MAX: usize = 256;
 /// Reasons of loss that are kept of a heartbeat.
 const LOSSES_MAX: usize = 64;
+/// Keys that wait for a restart, and labels, that are kept of an agent.
+const PENDING_MAX: usize = 16;
+const LABELS_MAX: usize = 16;
 
 /// Why an agent is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -111,9 +114,20 @@ pub struct AgentSummary {
     pub kernel_release: String,
     pub architecture: String,
     pub os: String,
+    pub region: String,
+    pub zone: String,
+    pub labels: BTreeMap<String, String>,
+    /// Connections to this node since its start.
+    pub connections: u64,
     /// Since the node last heard of it; none when that was before the node's start.
     pub silent_for: Option<Duration>,
     pub config_version: u64,
+    /// Keys of its configuration that wait for a restart.
+    pub config_pending: Vec<String>,
+    pub config_error: String,
+    /// What its guard sheds, 0 to 3.
+    pub shedding: u32,
+    pub last_error: String,
     pub spool_bytes: u64,
     pub memory_bytes: u64,
     pub cpu_percent: u32,
@@ -132,6 +146,7 @@ struct Agent {
     facts: Facts,
     heartbeat: wire::Heartbeat,
     heard: Option<Instant>,
+    connections: u64,
 }
 
 #[derive(Debug, Default)]
@@ -145,7 +160,8 @@ impl Agents {
     /// Adds an agent as the disk remembers it.
     pub(super) fn restore(&mut self, greeting: Greeting, facts: Facts) {
         self.changed.insert(greeting.agent_id);
-        let agent = Agent { facts, heartbeat: wire::Heartbeat::default(), heard: None, greeting };
+        let agent =
+            Agent { facts, heartbeat: wire::Heartbeat::default(), heard: None, connections: 0, greeting };
         self.agents.insert(agent.greeting.agent_id, agent);
     }
 
@@ -180,6 +196,7 @@ impl Agents {
                 }
                 agent.greeting = greeting;
                 agent.heard = Some(now);
+                agent.connections += 1;
                 // A new connection begins with all facts.
                 agent.facts.expect_all();
             }
@@ -187,6 +204,7 @@ impl Agents {
                 self.restore(greeting, Facts::default());
                 if let Some(agent) = self.agents.get_mut(&agent_id) {
                     agent.heard = Some(now);
+                    agent.connections = 1;
                 }
             }
         }
@@ -196,6 +214,15 @@ impl Agents {
         let Some(agent) = self.agents.get_mut(&agent_id) else { return };
         heartbeat.losses.truncate(LOSSES_MAX);
         heartbeat.losses.retain(|loss| loss.reason.len() <= TEXT_BYTES_MAX);
+        heartbeat.config_pending.truncate(PENDING_MAX);
+        heartbeat.config_pending.retain(|key| key.len() <= TEXT_BYTES_MAX);
+        for text in [&mut heartbeat.config_error, &mut heartbeat.last_error] {
+            shorten(text);
+        }
+        // Told once; it stays the last one.
+        if heartbeat.last_error.is_empty() {
+            heartbeat.last_error = std::mem::take(&mut agent.heartbeat.last_error);
+        }
         agent.heartbeat = heartbeat;
         agent.heard = Some(now);
     }
@@ -244,7 +271,8 @@ impl Agents {
 }
 
 fn summary(agent: &Agent, now: Instant) -> AgentSummary {
-    let Agent { greeting: Greeting { agent_id, host_id: _, hello }, facts, heartbeat, heard } = agent;
+    let Agent { greeting: Greeting { agent_id, host_id: _, hello }, facts, heartbeat, heard, connections } =
+        agent;
     AgentSummary {
         agent_id: *agent_id,
         machine_id: hello.machine_id.clone(),
@@ -253,8 +281,16 @@ fn summary(agent: &Agent, now: Instant) -> AgentSummary {
         kernel_release: hello.kernel_release.clone(),
         architecture: hello.architecture.clone(),
         os: hello.os.clone(),
+        region: hello.region.clone(),
+        zone: hello.zone.clone(),
+        labels: hello.labels.clone().into_iter().collect(),
+        connections: *connections,
         silent_for: heard.map(|heard| now.saturating_duration_since(heard)),
         config_version: heartbeat.config_version,
+        config_pending: heartbeat.config_pending.clone(),
+        config_error: heartbeat.config_error.clone(),
+        shedding: heartbeat.shedding,
+        last_error: heartbeat.last_error.clone(),
         spool_bytes: heartbeat.spool_bytes,
         memory_bytes: heartbeat.memory_bytes,
         cpu_percent: heartbeat.cpu_percent,
@@ -266,6 +302,11 @@ fn summary(agent: &Agent, now: Instant) -> AgentSummary {
     }
 }
 
+fn shorten(text: &mut String) {
+    let end = (0..=TEXT_BYTES_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    text.truncate(end.unwrap_or(0));
+}
+
 /// A Hello whose texts are safe to keep; a host without a name is called by its machine id.
 pub(super) fn checked(mut hello: wire::Hello) -> Result<wire::Hello, Refusal> {
     if hello.protocol_version != wire::PROTOCOL_VERSION {
@@ -274,8 +315,14 @@ pub(super) fn checked(mut hello: wire::Hello) -> Result<wire::Hello, Refusal> {
     if hello.machine_id.is_empty() || hello.machine_id.len() > TEXT_BYTES_MAX {
         return Err(Refusal::MachineId);
     }
-    let wire::Hello { agent_version, hostname, kernel_release, architecture, os, region, .. } = &mut hello;
-    for text in [agent_version, hostname, kernel_release, architecture, os, region] {
+    let wire::Hello {
+        agent_version, hostname, kernel_release, architecture, os, region, zone, labels, ..
+    } = &mut hello;
+    let are_sound = |text: &str| text.len() <= TEXT_BYTES_MAX;
+    if labels.len() > LABELS_MAX || !labels.iter().all(|(name, value)| are_sound(name) && are_sound(value)) {
+        labels.clear();
+    }
+    for text in [agent_version, hostname, kernel_release, architecture, os, region, zone] {
         if text.len() > TEXT_BYTES_MAX {
             text.clear();
         }

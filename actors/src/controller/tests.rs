@@ -216,15 +216,13 @@ async fn facts_become_names_and_survive_a_restart() {
 }
 
 #[tokio::test]
-async fn an_agent_gets_its_configuration_once_and_shows_its_state() {
+async fn an_agent_shows_its_state_within_bounds() {
     let folder = tempfile::tempdir().unwrap();
     let disk = Disk::open(folder.path()).unwrap();
     let names = dictionary(&disk);
-    let agent_config = wire::Config { version: 7, toml: "x = 1".into() };
-    let config = Config { agent_config: agent_config.clone(), agents_max: 1, ..Config::default() };
+    let config = Config { agents_max: 1, ..Config::default() };
     let (controller, _) = Controller::start(config, disk, names.clone()).await.unwrap();
     let admission = controller.hello(hello("m1")).await.unwrap();
-    assert_eq!(admission.config, Some(agent_config.clone()));
     assert_eq!(Some(admission.welcome.vpc_id), names.lookup(Kind::Vpc, "default"));
     let agent_id = admission.welcome.agent_id;
     let losses = vec![wire::Loss { reason: "spool full".into(), rows: 3 }];
@@ -234,11 +232,18 @@ async fn an_agent_gets_its_configuration_once_and_shows_its_state() {
         losses: losses.clone(),
         ..Default::default()
     };
-    assert_eq!(controller.heartbeat(agent_id, beat(0)).await.unwrap(), Some(agent_config));
-    assert_eq!(controller.heartbeat(agent_id, beat(7)).await.unwrap(), None);
+    let failed = wire::Heartbeat {
+        last_error: "\u{e9}".repeat(1_000),
+        config_pending: vec![String::new(); 99],
+        ..beat(0)
+    };
+    controller.heartbeat(agent_id, failed).await.unwrap();
+    assert_eq!(controller.agents().await.unwrap()[0].config_pending.len(), 16);
+    controller.heartbeat(agent_id, beat(7)).await.unwrap();
     let agent = controller.agents().await.unwrap().remove(0);
     assert_eq!((agent.host.as_str(), agent.spool_bytes, agent.config_version), ("host-m1", 9, 7));
     assert_eq!(agent.losses, [("spool full".to_owned(), 3)]);
+    assert_eq!((agent.last_error.len(), agent.connections), (256, 1), "the last error stays");
     assert!(agent.silent_for.is_some());
 
     let refused = |result: Result<Admission, Error>| match result {

@@ -122,6 +122,7 @@ impl Sealer {
             Err(error) if !self.is_failing => {
                 self.is_failing = true;
                 tracing::error!(%error, "failed to write the spool: batches wait in memory");
+                self.metrics.fail(&format!("failed to write the spool: {error}"));
             }
             Err(_) => {}
         }

@@ -72,6 +72,7 @@ impl Sender {
             "connected to node"
         );
         welcomed.store(true, Ordering::Relaxed);
+        self.metrics.tell_error_again();
         self.state.connections.fetch_add(1, Ordering::Relaxed);
         self.state.connected.store(true, Ordering::Relaxed);
         let session = Session::new(Instant::now());
@@ -206,7 +207,7 @@ impl Sender {
             config_version: version,
             config_pending: pending,
             config_error: problem,
-            last_error: self.metrics.last_error(),
+            last_error: self.metrics.error_to_tell(),
             shedding: self.metrics.shedding.load(Ordering::Relaxed),
             losses: losses.to_wire(),
             spool_bytes,

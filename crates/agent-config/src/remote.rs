@@ -13,7 +13,7 @@ pub const LOCAL: [&str; 8] =
 pub const HOT: [&str; 3] = ["enabled", "guard", "session"];
 
 /// Text of one document; what a group says and what an agent gets are bounded by it.
-pub const TEXT_BYTES_MAX: usize = 64 << 10;
+pub const TEXT_BYTES_MAX: usize = 16 << 10;
 
 /// Why a document is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -83,13 +83,16 @@ impl Texts {
 
     /// The strings, in order.
     pub fn iter(&self) -> impl Iterator<Item = &str> {
-        (0..self.ends.len()).map(|row| {
-            let mut cell = self.cell(row);
-            while cell.first().is_some_and(|byte| byte & 0x80 != 0) {
-                cell = &cell[1..];
-            }
-            std::str::from_utf8(cell.get(1..).unwrap_or_default()).expect("only whole strings are pushed")
-        })
+        (0..self.ends.len()).map(|row| self.text(row))
+    }
+
+    /// The string of a row, which must be there.
+    pub fn text(&self, row: usize) -> &str {
+        let mut cell = self.cell(row);
+        while cell.first().is_some_and(|byte| byte & 0x80 != 0) {
+            cell = &cell[1..];
+        }
+        std::str::from_utf8(cell.get(1..).unwrap_or_default()).expect("only whole strings are pushed")
     }
 
     fn cell(&self, row: usize) -> &[u8] {

@@ -48,10 +48,10 @@ mod tests {
     fn a_heartbeat_of_an_agent_whose_configuration_is_unchanged_has_less_than_64_bytes() {
         let heartbeat = Heartbeat {
             config_version: u64::MAX,
-            losses: vec![],
             spool_bytes: 1 << 40,
             memory_bytes: 1 << 36,
             cpu_percent: 10_000,
+            ..Default::default()
         };
         let request = SyncRequest { body: Some(sync_request::Body::Heartbeat(heartbeat)) };
         let reply =

@@ -1,11 +1,12 @@
 //! The HTTP client of the commands.
 
-use std::{path::PathBuf, time::Duration};
+use std::{ops::ControlFlow, path::PathBuf, time::Duration};
 
 use axum::{
     body::{Body, Bytes, to_bytes},
     http::{HeaderValue, Method, Request, StatusCode, Uri, header},
 };
+use futures::StreamExt as _;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use metaflow_tls::{ClientFiles, HTTP_1};
@@ -23,6 +24,8 @@ const TIMEOUT: Duration = Duration::from_secs(120);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// A node bounds its answers; this bounds what something else may send.
 const ANSWER_BYTES_MAX: usize = 1 << 30;
+/// Of a line of an answer that lasts.
+const LINE_BYTES_MAX: usize = 4 << 20;
 
 /// Which node is asked, and as whom.
 #[derive(Debug, clap::Args)]
@@ -165,6 +168,54 @@ impl Client {
         path: &str,
         body: String,
     ) -> Result<(StatusCode, Bytes), Failure> {
+        let request = self.prepared(method, path, body)?;
+        let stream = self.open().await?;
+        tokio::time::timeout(TIMEOUT, exchange(stream, request))
+            .await
+            .map_err(|_| self.unreachable("no answer in time"))?
+            .map_err(|error| self.unreachable(&format!("{error:#}")))
+    }
+
+    /// Reads an answer line by line for as long as it lasts, or until `take` has enough.
+    pub(super) async fn lines(
+        &self,
+        path: &str,
+        mut take: impl FnMut(&str) -> Result<ControlFlow<()>, Failure>,
+    ) -> Result<(), Failure> {
+        let broken = |error: &dyn std::fmt::Display| self.unreachable(&error.to_string());
+        let request = self.prepared(Method::GET, path, String::new())?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(self.open().await?)).await.map_err(|error| broken(&error))?;
+        // It ends with the sender and the answer.
+        tokio::spawn(connection);
+        let response = sender.send_request(request).await.map_err(|error| broken(&error))?;
+        let status = response.status();
+        let body = Body::new(response.into_body());
+        if !status.is_success() {
+            let body = to_bytes(body, ANSWER_BYTES_MAX).await.map_err(|error| broken(&error))?;
+            return Err(match serde_json::from_slice::<Envelope>(&body) {
+                Ok(envelope) => failure(status, envelope.description),
+                Err(_) => Failure::Degraded(format!("{}{path} answered {status}", self.base)),
+            });
+        }
+        let mut parts = body.into_data_stream();
+        let mut text = Vec::new();
+        while let Some(part) = parts.next().await {
+            text.extend_from_slice(&part.map_err(|error| broken(&error))?);
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                if take(String::from_utf8_lossy(&line[..end]).as_ref())?.is_break() {
+                    return Ok(());
+                }
+            }
+            if text.len() > LINE_BYTES_MAX {
+                return Err(Failure::Degraded(format!("{}{path} does not answer in lines", self.base)));
+            }
+        }
+        Err(Failure::Degraded("the node ended the stream".to_owned()))
+    }
+
+    fn prepared(&self, method: Method, path: &str, body: String) -> Result<Request<Body>, Failure> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.base));
         request = request.header(header::HOST, format!("{}:{}", self.host, self.port));
         if let Some(token) = &self.token {
@@ -173,17 +224,16 @@ impl Client {
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
-        let request = request
+        request
             .body(Body::from(body))
-            .map_err(|error| Failure::Usage(format!("{}{path} is no address: {error}", self.base)))?;
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect())
+            .map_err(|error| Failure::Usage(format!("{}{path} is no address: {error}", self.base)))
+    }
+
+    async fn open(&self) -> Result<Box<dyn Stream>, Failure> {
+        tokio::time::timeout(CONNECT_TIMEOUT, self.connect())
             .await
             .map_err(|_| self.unreachable("no answer in time"))?
-            .map_err(|error| self.unreachable(&format!("{:#}", anyhow::Error::from(error))))?;
-        tokio::time::timeout(TIMEOUT, exchange(stream, request))
-            .await
-            .map_err(|_| self.unreachable("no answer in time"))?
-            .map_err(|error| self.unreachable(&format!("{error:#}")))
+            .map_err(|error| self.unreachable(&format!("{:#}", anyhow::Error::from(error))))
     }
 
     async fn connect(&self) -> Result<Box<dyn Stream>, metaflow_tls::Error> {

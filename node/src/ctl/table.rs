@@ -28,7 +28,8 @@ fn line(row: &[String], widths: &[usize]) -> String {
     line
 }
 
-fn clean(cell: &str) -> String {
+/// Without control characters, and not longer than a screen holds.
+pub(super) fn clean(cell: &str) -> String {
     let mut clean: String =
         cell.chars().take(CELL_CHARS_MAX).map(|c| if c.is_control() { '?' } else { c }).collect();
     if cell.chars().nth(CELL_CHARS_MAX).is_some() {

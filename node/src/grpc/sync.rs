@@ -6,12 +6,18 @@
 use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
 use futures::Stream;
-use metaflow_actors::controller::{self, Admission, FactsReply};
+use metaflow_actors::{
+    controller::{self, Admission, FactsReply},
+    groups::{Groups, Who},
+};
 use metaflow_wire::{
-    Heartbeat, HeartbeatReply, Hello, ResendFacts, Servers, SyncRequest, SyncResponse, sync_request,
+    Config, Heartbeat, HeartbeatReply, Hello, ResendFacts, Servers, SyncRequest, SyncResponse, sync_request,
     sync_response::Body,
 };
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::{
+    sync::watch,
+    time::{Instant, Sleep, sleep_until},
+};
 use tonic::{Status, Streaming};
 
 use super::{Agents, sessions::Entered};
@@ -45,8 +51,12 @@ struct Control {
     guides: Guides,
     /// The one that the agent's servers were last told from.
     guide: Arc<Guide>,
+    /// What agents are to run with.
+    groups: watch::Receiver<Arc<Groups>>,
+    /// The configuration that the agent has, or was sent on this stream: what it does not take is not sent twice.
+    config_version: u64,
     agent_id: u32,
-    region: Box<str>,
+    who: Box<Who>,
     /// Answers that are ready.
     ready: VecDeque<Body>,
     heard: Instant,
@@ -93,35 +103,38 @@ async fn open(
     };
     let mut guides = agents.guides.clone();
     let guide = Arc::clone(&guides.borrow_and_update());
-    let region = hello.region.clone().into_boxed_str();
+    let (who, config_version) = (Box::new(Who::from(&hello)), hello.config_version);
+    let groups = agents.registry.follow();
     let (agent_id, ready) = greet(&agents, hello, &guide).await?;
-    let session = agents.sessions.enter(agent_id, &region);
+    let session = agents.sessions.enter(agent_id, &who.region);
     let now = Instant::now();
     let alarm = Box::pin(sleep_until(now + SILENCE_MAX));
-    Ok(Box::new(Control {
+    let mut control = Box::new(Control {
         agents,
         requests,
         guides,
         guide,
+        groups,
+        config_version,
         agent_id,
-        region,
+        who,
         ready,
         heard: now,
         alarm,
         told: None,
         _session: session,
-    }))
+    });
+    control.configure();
+    Ok(control)
 }
 
 /// The id of the agent and the first answers to it.
 async fn greet(agents: &Agents, hello: Hello, guide: &Guide) -> Result<(u32, VecDeque<Body>), Status> {
     let region = hello.region.clone();
-    let Admission { mut welcome, config } = agents.controller.hello(hello).await.map_err(status)?;
+    let Admission { mut welcome } = agents.controller.hello(hello).await.map_err(status)?;
     let agent_id = welcome.agent_id;
     welcome.servers = guide.servers(agent_id, &region);
-    let mut ready = VecDeque::from([Body::Welcome(welcome)]);
-    ready.extend(config.map(Body::Config));
-    Ok((agent_id, ready))
+    Ok((agent_id, VecDeque::from([Body::Welcome(welcome)])))
 }
 
 impl Control {
@@ -143,6 +156,7 @@ impl Control {
                     None => return Ok(None),
                 },
                 Ok(()) = self.guides.changed() => self.follow(),
+                Ok(()) = self.groups.changed() => self.configure(),
                 () = self.agents.stop.serving.cancelled() => return Err(stopping()),
                 () = &mut self.alarm => {
                     let silent_at = self.heard + SILENCE_MAX;
@@ -158,11 +172,20 @@ impl Control {
     /// Tells the agent its servers when they are others than it knows.
     fn follow(&mut self) {
         let guide = Arc::clone(&self.guides.borrow_and_update());
-        let servers = guide.servers(self.agent_id, &self.region);
-        if servers != self.guide.servers(self.agent_id, &self.region) {
+        let servers = guide.servers(self.agent_id, &self.who.region);
+        if servers != self.guide.servers(self.agent_id, &self.who.region) {
             self.ready.push_back(Body::Servers(Servers { servers }));
         }
         self.guide = guide;
+    }
+
+    /// Sends what the agent is to run with, where that is another version.
+    fn configure(&mut self) {
+        let config = self.groups.borrow_and_update().wanted(&self.who).config;
+        if config.version != self.config_version {
+            self.config_version = config.version;
+            self.ready.push_back(Body::Config(Config::clone(&config)));
+        }
     }
 
     async fn handle(&mut self, body: sync_request::Body) -> Result<(), Status> {
@@ -187,8 +210,7 @@ impl Control {
         });
         if is_news {
             self.told = Some((heartbeat.clone(), self.heard));
-            let config = self.agents.controller.heartbeat(self.agent_id, heartbeat).await.map_err(status)?;
-            self.ready.extend(config.map(Body::Config));
+            self.agents.controller.heartbeat(self.agent_id, heartbeat).await.map_err(status)?;
         }
         self.ready
             .push_back(Body::Heartbeat(HeartbeatReply { spread_ms: spread_ms(self.agents.streams.open()) }));

@@ -166,7 +166,7 @@ pub(super) fn failure(status: StatusCode, name: &'static str, description: &str)
     json(status, &Envelope { opt_status: name, description, result: None })
 }
 
-fn json(status: StatusCode, value: &impl Serialize) -> Response {
+pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
         Err(error) => {

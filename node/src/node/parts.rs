@@ -28,6 +28,7 @@ use super::{
 use crate::{
     config::Config,
     events::{self, Events},
+    fleet::Fleet,
     grpc::{Sessions, Streams},
     membership::{Member, Membership},
     metrics::{Metrics, Read, Reading},
@@ -68,6 +69,7 @@ pub(crate) struct Running {
     pub(crate) sessions: Sessions,
     pub(crate) guides: Guides,
     pub(crate) peers: Peers,
+    pub(crate) fleet: Fleet,
 }
 
 /// Whether the node does its work.
@@ -229,6 +231,11 @@ impl Parts {
 
     pub(crate) fn querier(&self) -> Option<&Querier<Store>> {
         self.shared.running.get().map(|running| &running.querier)
+    }
+
+    /// All agents of the cluster; none before the start is done.
+    pub(crate) fn fleet(&self) -> Option<&Fleet> {
+        self.shared.running.get().map(|running| &running.fleet)
     }
 
     pub(crate) async fn health(&self) -> Health {

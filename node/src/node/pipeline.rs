@@ -7,11 +7,13 @@ use metaflow_actors::{
     controller::{self, Controller},
     dictionary::{self, Dictionary, NodeId},
     disk::Disk,
+    groups::Registry,
     ingester::{self, Ingester},
     labeler::{self, Labeler},
     memory::Budget,
     rows::{Labelled, Outcome, Report},
     store::{self, Insert, Store},
+    tap::Tap,
     writer::{self, BeforeInsert, Writer},
 };
 use metaflow_schema::{
@@ -31,6 +33,8 @@ pub(super) struct Pipeline {
     pub(super) controller: Controller,
     pub(super) dictionary: Dictionary,
     pub(super) labeler: Arc<labeler::Counters>,
+    pub(super) tap: Arc<Tap>,
+    pub(super) registry: Registry,
     pub(super) writer: Arc<writer::Metrics>,
     ingester: ingester::Running,
     controller_task: JoinHandle<()>,
@@ -48,6 +52,12 @@ impl Pipeline {
     ) -> anyhow::Result<Self> {
         let node_id = NodeId::new(config.node_id).context("node_id is out of range")?;
         let dictionary = open_dictionary(node_id, disk.clone(), &store).await?;
+        let registry = tokio::task::spawn_blocking({
+            let disk = disk.clone();
+            move || Registry::open(disk, node_id)
+        })
+        .await?
+        .context("failed to read the groups of agents")?;
         let (controller, controller_task) =
             Controller::start(controller::Config::default(), disk.clone(), dictionary.clone())
                 .await
@@ -63,7 +73,7 @@ impl Pipeline {
             writer::Config { is_shared: !config.cluster.seeds.is_empty(), ..writer::Config::default() };
         let writer_actors = Writer::start(store, writer_config, before_insert, Arc::clone(&report)).await;
         let labeler = Labeler::new(labeler::Config::default(), dictionary.clone(), controller.snapshot());
-        let counters = labeler.counters();
+        let (counters, tap) = (labeler.counters(), labeler.tap());
         let (labelled, writer_input) = mpsc::channel(QUEUE_MAX);
         let (outcomes, outcomes_input) = mpsc::channel(QUEUE_MAX);
         let tasks = vec![
@@ -75,6 +85,8 @@ impl Pipeline {
             controller,
             dictionary,
             labeler: counters,
+            tap,
+            registry,
             writer: Arc::clone(writer_actors.handle().metrics()),
             ingester,
             controller_task,
@@ -101,6 +113,8 @@ impl Pipeline {
             controller,
             dictionary: _,
             labeler: _,
+            tap: _,
+            registry: _,
             writer: _,
             ingester,
             controller_task,

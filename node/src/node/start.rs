@@ -15,6 +15,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use super::{Folder, Parts, Running, guide, pipeline::Pipeline};
 use crate::{
     config::{self, Config},
+    fleet::Fleet,
     grpc::{self, Stop},
     membership::Membership,
     metrics::Ingest,
@@ -35,7 +36,7 @@ pub(super) struct Started {
     pipeline: Pipeline,
     grpc: JoinHandle<()>,
     /// Of the cluster's view.
-    followers: [JoinHandle<()>; 2],
+    followers: [JoinHandle<()>; 4],
     stop: Stop,
 }
 
@@ -65,7 +66,17 @@ pub(super) async fn start(
     let own = NodeId::new(config.node_id).context("node_id is out of range")?;
     let peers = Peers::new(own, guides.clone(), secret.clone(), config.tls.peers()?);
     pipeline.dictionary.set_owners(Arc::new(peers.clone()));
+    let fleet = Fleet {
+        own,
+        registry: pipeline.registry.clone(),
+        controller: pipeline.controller.clone(),
+        dictionary: pipeline.dictionary.clone(),
+        tap: Arc::clone(&pipeline.tap),
+        peers: peers.clone(),
+    };
     let names = tokio::spawn(peers.clone().keep_alike(pipeline.dictionary.clone()));
+    let documents = tokio::spawn(fleet.clone().keep_alike());
+    let rollouts = tokio::spawn(fleet.clone().watch_rollouts());
     let agents = grpc::Agents {
         controller: pipeline.controller.clone(),
         dictionary: pipeline.dictionary.clone(),
@@ -76,6 +87,7 @@ pub(super) async fn start(
         streams: Arc::default(),
         sessions: grpc::Sessions::default(),
         guides,
+        registry: pipeline.registry.clone(),
     };
     let querier = Querier::new(store.clone(), querier_config(&config.query));
     parts.running(Running {
@@ -92,14 +104,15 @@ pub(super) async fn start(
         sessions: agents.sessions.clone(),
         guides: agents.guides.clone(),
         peers,
+        fleet: fleet.clone(),
     });
-    let serving = grpc::serve(grpc_listener, agents, secret, parts.clone(), door);
+    let serving = grpc::serve(grpc_listener, agents, fleet, secret, parts.clone(), door);
     let grpc = tokio::spawn(async move {
         if let Err(error) = serving.await {
             tracing::error!(error = &error as &dyn std::error::Error, "the gRPC server ended");
         }
     });
-    Ok(Started { engine, pipeline, grpc, followers: [guide, names], stop })
+    Ok(Started { engine, pipeline, grpc, followers: [guide, names, documents, rollouts], stop })
 }
 
 fn querier_config(query: &config::Query) -> querier::Config {
