@@ -216,6 +216,7 @@ impl Core {
         changes: &mut disk::Changes,
     ) -> Result<Result<Admission, Refusal>, Error> {
         let agent_id = greeting.agent_id;
+        let spoken = greeting.hello.protocol_version;
         let forgotten = match self.agents.make_room(agent_id, self.config.agents_max, now) {
             Ok(forgotten) => forgotten,
             Err(refusal) => return Ok(Err(refusal)),
@@ -223,7 +224,8 @@ impl Core {
         persist::greeted(&self.disk, &greeting, forgotten, changes)?;
         self.agents.greet(greeting, now);
         let welcome = wire::Welcome {
-            protocol_version: wire::PROTOCOL_VERSION,
+            // The agent's own, since it may know no later one.
+            protocol_version: spoken,
             agent_id,
             vpc_id: self.vpc_id,
             // Which nodes an agent belongs to is not known here.

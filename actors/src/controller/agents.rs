@@ -28,7 +28,12 @@ const LABELS_MAX: usize = 16;
 /// Why an agent is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("protocol version {0} is not supported, this release speaks {supported}", supported = wire::PROTOCOL_VERSION)]
+    #[error(
+        "protocol version {0} is not supported, this release speaks {oldest} to {newest}: update nodes before agents, and by one \
+         release at a time",
+        oldest = wire::PROTOCOL_VERSION_OLDEST,
+        newest = wire::PROTOCOL_VERSION
+    )]
     Version(u32),
     #[error("the machine id must have 1 to {TEXT_BYTES_MAX} bytes")]
     MachineId,
@@ -309,7 +314,7 @@ fn shorten(text: &mut String) {
 
 /// A Hello whose texts are safe to keep; a host without a name is called by its machine id.
 pub(super) fn checked(mut hello: wire::Hello) -> Result<wire::Hello, Refusal> {
-    if hello.protocol_version != wire::PROTOCOL_VERSION {
+    if !wire::is_spoken(hello.protocol_version) {
         return Err(Refusal::Version(hello.protocol_version));
     }
     if hello.machine_id.is_empty() || hello.machine_id.len() > TEXT_BYTES_MAX {
