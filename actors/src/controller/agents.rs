@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     time::Duration,
 };
 
@@ -24,6 +25,8 @@ const LOSSES_MAX: usize = 64;
 /// Keys that wait for a restart, and labels, that are kept of an agent.
 const PENDING_MAX: usize = 16;
 const LABELS_MAX: usize = 16;
+/// Agents that are listed at a time: about a third of a millisecond.
+const LIST_MAX: usize = 256;
 
 /// Why an agent is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -270,8 +273,10 @@ impl Agents {
         view::build(&agent.facts, host, dictionary).map(Some)
     }
 
-    pub(super) fn list(&self, now: Instant) -> Vec<AgentSummary> {
-        self.agents.values().map(|agent| summary(agent, now)).collect()
+    /// The next ones behind an id: a part of them, so that others are not kept waiting.
+    pub(super) fn list(&self, after: u32, now: Instant) -> Vec<AgentSummary> {
+        let behind = (Bound::Excluded(after), Bound::Unbounded);
+        self.agents.range(behind).take(LIST_MAX).map(|(_, agent)| summary(agent, now)).collect()
     }
 }
 
