@@ -9,13 +9,13 @@ mod answer;
 #[cfg(test)]
 mod tests;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use metaflow_query::{Compiled, Limits, Request};
+use metaflow_query::{Compiled, Limits, Request, Shards};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::store::{self, Store};
-pub use answer::{Answer, Column};
+pub use answer::{Answer, Column, Missing};
 
 /// Bytes of one result. It is held once as text on its way to the client.
 const RESULT_BYTES_MAX: usize = 64 << 20;
@@ -34,6 +34,21 @@ pub trait Source: Send + Sync + 'static {
         sql: &str,
         settings: &[(&'static str, String)],
     ) -> impl Future<Output = Result<Vec<u8>, SourceError>> + Send;
+}
+
+/// The stores of the cluster, where each node has its own.
+pub trait Stores: Send + Sync + 'static {
+    /// Which can be read now.
+    fn reach(&self) -> Pin<Box<dyn Future<Output = Reached> + Send + '_>>;
+}
+
+/// What can be read, and what cannot.
+#[derive(Debug, Clone, Default)]
+pub struct Reached {
+    /// None: the own store has all rows.
+    pub shards: Option<Shards>,
+    /// Nodes whose rows an answer will lack.
+    pub missing: Vec<Missing>,
 }
 
 /// Why a store did not answer.
@@ -90,9 +105,10 @@ pub enum Error {
 }
 
 /// Answers statements.
-#[derive(Debug)]
 pub struct Querier<S> {
     source: S,
+    /// None: the source has all rows.
+    stores: Option<Arc<dyn Stores>>,
     config: Config,
     /// Queries that run or wait.
     admitted: Semaphore,
@@ -103,7 +119,14 @@ impl<S: Source> Querier<S> {
     pub fn new(source: S, config: Config) -> Self {
         let admitted = Semaphore::new(config.running_max.saturating_add(config.waiting_max));
         let running = Semaphore::new(config.running_max);
-        Self { source, config, admitted, running }
+        Self { source, stores: None, config, admitted, running }
+    }
+
+    /// Answers for all these stores.
+    #[must_use]
+    pub fn with_stores(mut self, stores: Arc<dyn Stores>) -> Self {
+        self.stores = Some(stores);
+        self
     }
 
     /// Queries that run now.
@@ -119,11 +142,32 @@ impl<S: Source> Querier<S> {
 
     /// Answers one statement. `now_seconds` is what `now()` means in it.
     pub async fn answer(&self, sql: &str, database: Option<&str>, now_seconds: u32) -> Result<Answer, Error> {
-        match metaflow_query::compile(sql, &Request { database, now_seconds })? {
+        let request = Request { database, now_seconds, shards: None };
+        match metaflow_query::compile(sql, &request)? {
+            Compiled::Answer { columns, rows } => Ok(Answer::from_catalogue(columns, &rows)),
+            Compiled::Select { sql: local, columns, limits } => {
+                let Some(stores) = &self.stores else {
+                    let body = self.run(&local, &limits).await?;
+                    return Answer::from_store(columns, &body, vec![]);
+                };
+                let reached = stores.reach().await;
+                match self.read(sql, &request, reached).await {
+                    // A store went away in between: it is found missing the second time.
+                    Err(Error::Unavailable(_)) => self.read(sql, &request, stores.reach().await).await,
+                    result => result,
+                }
+            }
+        }
+    }
+
+    /// Reads the stores that were reached.
+    async fn read(&self, sql: &str, request: &Request<'_>, reached: Reached) -> Result<Answer, Error> {
+        let Reached { shards, missing } = reached;
+        match metaflow_query::compile(sql, &Request { shards: shards.as_ref(), ..*request })? {
             Compiled::Answer { columns, rows } => Ok(Answer::from_catalogue(columns, &rows)),
             Compiled::Select { sql, columns, limits } => {
                 let body = self.run(&sql, &limits).await?;
-                Answer::from_store(columns, &body)
+                Answer::from_store(columns, &body, missing)
             }
         }
     }
@@ -182,6 +226,9 @@ impl<S: Source> Querier<S> {
                 158 | 307 | 241 | 396 => Error::TooLarge(message),
                 // TOO_MANY_SIMULTANEOUS_QUERIES: of a server that others ask too.
                 202 => Error::Unavailable(message),
+                // ATTEMPT_TO_READ_AFTER_EOF, SOCKET_TIMEOUT, NETWORK_ERROR, ALL_CONNECTION_TRIES_FAILED, AUTHENTICATION_FAILED: one of
+                // several stores went away, or came back as another one.
+                32 | 209 | 210 | 279 | 516 if self.stores.is_some() => Error::Unavailable(message),
                 _ => Error::Store(message),
             },
         }

@@ -75,6 +75,7 @@ pub(crate) async fn serve(
     fleet: Fleet,
     secret: Option<Secret>,
     parts: Parts,
+    engine: Option<crate::shards::Engine>,
     door: Door,
 ) -> Result<(), tonic::transport::Error> {
     let stop = agents.stop.serving.clone();
@@ -83,7 +84,7 @@ pub(crate) async fn serve(
     let fleet = FleetServiceServer::new(fleet::Service { fleet, secret: secret.clone(), stop: stop.clone() })
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let nodes = nodes::Nodes { dictionary: agents.dictionary.clone(), secret, parts: Some(parts) };
+    let nodes = nodes::Nodes { dictionary: agents.dictionary.clone(), secret, parts: Some(parts), engine };
     let nodes = NodeServiceServer::new(nodes)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);

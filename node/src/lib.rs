@@ -23,4 +23,5 @@ mod observe;
 mod peers;
 mod plain;
 mod secrets;
+mod shards;
 mod tokens;

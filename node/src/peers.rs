@@ -49,7 +49,7 @@ const STRAYS_MAX: usize = 100_000;
 
 /// The way to another node, which shows the secret.
 pub(crate) type Way = InterceptedService<Channel, Shown>;
-type Client = NodeServiceClient<Way>;
+pub(crate) type Client = NodeServiceClient<Way>;
 type FleetClient = FleetServiceClient<Way>;
 
 /// The other nodes; clones share connections.
@@ -134,8 +134,13 @@ impl Peers {
     }
 
     /// A client of a node, whether it is left alone or not.
-    fn any_client(&self, address: SocketAddr) -> Option<Client> {
+    pub(crate) fn any_client(&self, address: SocketAddr) -> Option<Client> {
         Some(node_client(self.any_way(address)?))
+    }
+
+    /// A client with a connection of its own, for a call that lasts: the shared one takes few calls at a time.
+    pub(crate) fn client_of_its_own(&self, address: SocketAddr) -> Option<Client> {
+        Some(node_client(self.new_way(address)?))
     }
 
     fn way(&self, address: SocketAddr) -> Option<Way> {

@@ -1,7 +1,7 @@
 //! An answer: columns, and rows as JSON text that goes to the client as it is.
 
 use metaflow_query::{ColumnKind, ResultColumn, Value};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::Error;
@@ -16,6 +16,14 @@ pub struct Column {
     pub value_type: String,
 }
 
+/// A node whose rows an answer lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Missing {
+    pub node_id: u16,
+    pub name: String,
+    pub reason: String,
+}
+
 /// What a statement answers.
 #[derive(Debug)]
 pub struct Answer {
@@ -23,6 +31,8 @@ pub struct Answer {
     /// A JSON array of arrays: rows are not taken apart, since nobody here looks into them.
     pub rows: Box<RawValue>,
     pub row_count: u64,
+    /// Not empty: the answer is not whole.
+    pub missing: Vec<Missing>,
 }
 
 /// `FORMAT JSONCompact`.
@@ -53,10 +63,15 @@ impl Answer {
             columns: named(columns, types.into_iter().map(str::to_owned)),
             rows: serde_json::value::to_raw_value(&cells).expect("numbers and text are JSON"),
             row_count: rows.len() as u64,
+            missing: vec![],
         }
     }
 
-    pub(super) fn from_store(columns: Vec<ResultColumn>, body: &[u8]) -> Result<Self, Error> {
+    pub(super) fn from_store(
+        columns: Vec<ResultColumn>,
+        body: &[u8],
+        missing: Vec<Missing>,
+    ) -> Result<Self, Error> {
         let Compact { meta, data, rows } = serde_json::from_slice(body).map_err(|error| {
             let start: String = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
             Error::Store(format!("its result is not readable ({error}): {start}"))
@@ -69,7 +84,7 @@ impl Answer {
             )));
         }
         let columns = named(columns, meta.into_iter().map(|meta| meta.value_type));
-        Ok(Self { columns, rows: data, row_count: rows })
+        Ok(Self { columns, rows: data, row_count: rows, missing })
     }
 }
 

@@ -44,20 +44,52 @@ pub struct Config {
     /// Folder of its configuration, log and tables.
     pub folder: PathBuf,
     pub limits: Limits,
+    /// Whether other nodes may read its rows, and it those of theirs: see [`Engine::native`].
+    pub is_shard: bool,
     /// From the start of the process to its first answer, including the wait for a previous engine that is ending.
     pub ready_within: Duration,
 }
 
 impl Config {
     pub fn new(executable: PathBuf, library: PathBuf, folder: PathBuf) -> Self {
-        Self { executable, library, folder, limits: Limits::default(), ready_within: Duration::from_secs(60) }
+        Self {
+            executable,
+            library,
+            folder,
+            limits: Limits::default(),
+            is_shard: false,
+            ready_within: Duration::from_secs(60),
+        }
     }
+}
+
+/// How the engine is read over its native protocol, which is how one engine reads another.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Native {
+    pub port: u16,
+    /// It reads MetaFlow's tables and can do nothing else.
+    pub user: &'static str,
+    pub password: String,
+}
+
+impl std::fmt::Debug for Native {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Native").field("port", &self.port).field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// The passwords of an engine's two users: this node, and whoever reads.
+#[derive(Clone)]
+struct Passwords {
+    node: String,
+    reader: String,
 }
 
 /// A running engine. Dropping it ends the engine too, without waiting for it.
 #[derive(Debug)]
 pub struct Engine {
     servers: watch::Receiver<Servers>,
+    native: watch::Receiver<Native>,
     process: watch::Receiver<Option<u32>>,
     stop: Option<oneshot::Sender<()>>,
     supervisor: JoinHandle<()>,
@@ -66,21 +98,36 @@ pub struct Engine {
 impl Engine {
     /// Starts the engine and waits until it answers.
     pub async fn start(config: Config) -> Result<Self, Error> {
-        let password = start::password()
-            .map_err(|error| Error::Setup(format!("failed to make a password for the engine: {error}")))?;
-        let started = start::start(&config, &password).await?;
-        let Started { child, lifeline, servers } = started;
+        let password = || {
+            start::password()
+                .map_err(|error| Error::Setup(format!("failed to make a password for the engine: {error}")))
+        };
+        let passwords = Passwords { node: password()?, reader: password()? };
+        let started = start::start(&config, &passwords).await?;
+        let Started { child, lifeline, servers, native } = started;
         let (servers_sender, servers) = watch::channel(servers);
+        let (native_sender, native) = watch::channel(native);
         let (process_sender, process) = watch::channel(child.id());
         let (stop, stopped) = oneshot::channel();
-        let supervisor = Supervisor { config, password, servers: servers_sender, process: process_sender };
+        let supervisor = Supervisor {
+            config,
+            passwords,
+            servers: servers_sender,
+            native: native_sender,
+            process: process_sender,
+        };
         let supervisor = tokio::spawn(supervisor.run(child, lifeline, stopped));
-        Ok(Self { servers, process, stop: Some(stop), supervisor })
+        Ok(Self { servers, native, process, stop: Some(stop), supervisor })
     }
 
     /// Where the engine listens; changes when it starts again.
     pub fn servers(&self) -> watch::Receiver<Servers> {
         self.servers.clone()
+    }
+
+    /// Where it is read over its native protocol, if [`Config::is_shard`]; changes when it starts again.
+    pub fn native(&self) -> watch::Receiver<Native> {
+        self.native.clone()
     }
 
     /// The process now; none while it is between two starts.
@@ -101,9 +148,10 @@ impl Engine {
 
 struct Supervisor {
     config: Config,
-    /// The same for each start: the dictionary in the store knows it.
-    password: String,
+    /// The same for each start: the dictionary in the store knows one.
+    passwords: Passwords,
     servers: watch::Sender<Servers>,
+    native: watch::Sender<Native>,
     process: watch::Sender<Option<u32>>,
 }
 
@@ -136,11 +184,12 @@ impl Supervisor {
                 wait = (wait * 2).min(RESTART_AFTER_MAX);
                 tokio::select! {
                     _ = &mut stopped => return,
-                    started = start::start(&self.config, &self.password) => match started {
+                    started = start::start(&self.config, &self.passwords) => match started {
                         Ok(started) => {
                             // First the name of the run: nobody may reach it under the old one.
                             self.process.send_replace(started.child.id());
                             self.servers.send_replace(started.servers);
+                            self.native.send_replace(started.native);
                             break (started.child, started.lifeline);
                         }
                         Err(error) => tracing::error!(error = %format!("{error:#}"), "the engine does not start"),

@@ -9,7 +9,7 @@ fn main() -> std::io::Result<()> {
     std::io::stdin().read_to_string(&mut text)?;
     let mut out = String::new();
     for line in text.lines().filter(|line| !line.trim().is_empty()) {
-        let compiled = compile(line, &Request { database: None, now_seconds: 1_700_000_000 });
+        let compiled = compile(line, &Request { database: None, now_seconds: 1_700_000_000, shards: None });
         out.push_str(&match compiled {
             Ok(Compiled::Select { sql, .. }) => format!("-- {line}\n{sql};\n"),
             Ok(Compiled::Answer { rows, .. }) => {

@@ -24,7 +24,7 @@ fn main() -> std::io::Result<()> {
         None => STATEMENTS.to_owned(),
     };
     let statements: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    let request = Request { database: None, now_seconds: 1_700_000_000 };
+    let request = Request { database: None, now_seconds: 1_700_000_000, shards: None };
     let mut micros = Vec::with_capacity(statements.len() * ROUNDS);
     let mut refused = 0;
     for statement in statements.iter().cycle().take(statements.len() * ROUNDS) {

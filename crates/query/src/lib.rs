@@ -12,12 +12,14 @@ mod filter;
 mod metric;
 mod range;
 mod select;
+mod shards;
 mod show;
 mod sql;
 mod statement;
 mod tag;
 
 pub use error::Error;
+pub use shards::Shards;
 
 /// A text longer than this is refused; the longest statement of a real dashboard is a tenth of it.
 pub const TEXT_BYTES_MAX: usize = 64 * 1024;
@@ -33,6 +35,8 @@ pub struct Request<'a> {
     pub database: Option<&'a str>,
     /// The time that `now()` and an open end of a range mean, in seconds since 1970.
     pub now_seconds: u32,
+    /// The stores that hold the rows together; none: the one that runs the statement has all.
+    pub shards: Option<&'a Shards>,
 }
 
 /// What a text compiles to.

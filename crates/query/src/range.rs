@@ -187,7 +187,7 @@ mod tests {
         bucket_seconds: Option<u64>,
     ) -> String {
         let name = Name { text: text.to_owned(), span: sqlparser::tokenizer::Span::empty() };
-        match source(&name, &Request { database, now_seconds: 100_000 }) {
+        match source(&name, &Request { database, now_seconds: 100_000, shards: None }) {
             Ok(source) => {
                 let range = Range { lower, upper: None };
                 source

@@ -109,7 +109,7 @@ pub(crate) fn compile(statement: &Select, request: &Request<'_>) -> Result<Compi
         bucket_micros,
         fill_with: bucket.and_then(|bucket| bucket.fill),
         now,
-        registry: Registry::default(),
+        registry: Registry::new(request.shards),
         grouped,
         outputs: vec![],
         names: statement.items.iter().map(name_of).collect(),

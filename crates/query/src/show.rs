@@ -190,7 +190,7 @@ fn tag_values(show: &Show, tag: &Name, table: &Name, request: &Request<'_>) -> R
             if let Some(condition) =
                 dictionary_condition(filter.as_ref(), *kind, &tag.text, request.now_seconds)?
             {
-                return Ok(from_dictionary(show, condition));
+                return Ok(from_dictionary(show, condition, request));
             }
         }
         _ => {}
@@ -198,7 +198,7 @@ fn tag_values(show: &Show, tag: &Name, table: &Name, request: &Request<'_>) -> R
     let scope = filter::Scope { family: source.family, items: &[], now: request.now_seconds };
     let condition = show.filter.as_ref().map(|filter| filter::condition(filter, &scope)).transpose()?;
     let range = range::bounds(show.filter.as_ref(), request.now_seconds)?;
-    Ok(from_rows(show, ends, source.table(range, None, request.now_seconds), condition))
+    Ok(from_rows(show, ends, source.table(range, None, request.now_seconds), condition, request))
 }
 
 /// The filter as a condition on dictionary rows; none when it speaks of other tags.
@@ -242,11 +242,13 @@ fn dictionary_condition(
 static DICTIONARY_NAME: std::sync::LazyLock<TagValue> =
     std::sync::LazyLock::new(|| TagValue::Text { column: "name".to_owned() });
 
-fn from_dictionary(show: &Show, condition: Sql) -> Compiled {
-    let registry = Registry::default();
+fn from_dictionary(show: &Show, condition: Sql, request: &Request<'_>) -> Compiled {
+    let registry = Registry::new(request.shards);
     let mut out = Writer::new(&registry, Layer::Rows);
     // A name with several ids is listed once, with its first.
-    out.raw("SELECT min(id) AS c0, name AS c1 FROM flow_tag.dictionary WHERE ");
+    out.raw("SELECT min(id) AS c0, name AS c1 FROM ");
+    out.dictionary();
+    out.raw(" WHERE ");
     out.sql(&condition);
     out.raw(" GROUP BY name ORDER BY name");
     finish(show, out)
@@ -258,9 +260,10 @@ fn from_rows(
     ends: Ends,
     table: &'static metaflow_schema::Table,
     condition: Option<Sql>,
+    request: &Request<'_>,
 ) -> Compiled {
     let tag = ends.shown();
-    let mut registry = Registry::default();
+    let mut registry = Registry::new(request.shards);
     let keys: Vec<Sql> = tag::parts(&tag.value).into_iter().map(|part| registry.key(part)).collect();
     let shown = tag::shown_of_keys(&tag.value, &keys, &mut registry);
     let (value, display) = match &tag.value {

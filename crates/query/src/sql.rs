@@ -5,7 +5,9 @@
 
 use std::fmt::Write as _;
 
-use metaflow_schema::{Table, enums::RESOURCE_KINDS_END};
+use metaflow_schema::{Table, enums::RESOURCE_KINDS_END, tables::DICTIONARY};
+
+use crate::Shards;
 
 /// An expression.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,7 +35,8 @@ pub(crate) enum Sql {
     Infix(&'static str, Vec<Sql>),
     Not(Box<Sql>),
     In(Box<Sql>, Vec<Sql>),
-    /// `subject IN (SELECT ... FROM flow_tag.dictionary WHERE condition)`: ids, or pairs of kind and id.
+    /// `subject IN (SELECT ... FROM flow_tag.dictionary WHERE condition)`: ids, or pairs of kind and id. A store whose rows are filtered
+    /// asks its own dictionary.
     InDictionary {
         subject: Box<Sql>,
         pairs: bool,
@@ -60,9 +63,15 @@ pub(crate) struct Registry {
     pub(crate) keys: Vec<Sql>,
     pub(crate) aggregates: Vec<Aggregate>,
     lookups: Vec<(Sql, Sql)>,
+    /// Where tables are read.
+    shards: Option<Shards>,
 }
 
 impl Registry {
+    pub(crate) fn new(shards: Option<&Shards>) -> Self {
+        Self { shards: shards.cloned(), ..Self::default() }
+    }
+
     pub(crate) fn key(&mut self, expression: Sql) -> Sql {
         Sql::Key(position(&mut self.keys, expression))
     }
@@ -217,11 +226,34 @@ impl<'a> Writer<'a> {
         write!(self.out, "{number}").expect("writing to a string does not fail");
     }
 
+    /// A table where its rows are: here, or in all stores.
     pub(crate) fn table(&mut self, table: &'static Table) {
+        if self.registry.shards.is_some() {
+            return self.remote(table);
+        }
         self.raw(table.database);
         self.raw(".`");
         self.raw(table.name);
         self.raw("`");
+    }
+
+    /// The names of all rows; where there are several stores, a name may come from each.
+    pub(crate) fn dictionary(&mut self) {
+        if self.registry.shards.is_some() {
+            return self.remote(&DICTIONARY);
+        }
+        self.raw("flow_tag.dictionary");
+    }
+
+    fn remote(&mut self, table: &'static Table) {
+        let Some(shards) = &self.registry.shards else { return };
+        let [addresses, user, password] = shards.parts();
+        self.raw("remote(");
+        for (at, part) in [addresses, table.database, table.name, user, password].into_iter().enumerate() {
+            self.raw(if at > 0 { ", " } else { "" });
+            self.literal(part);
+        }
+        self.raw(")");
     }
 
     pub(crate) fn list(&mut self, parts: &[Sql]) {
@@ -301,7 +333,9 @@ impl<'a> Writer<'a> {
         for (at, (kind, _)) in registry.lookups.iter().enumerate().rev() {
             self.raw("(SELECT g.*, n.name AS ");
             self.alias('n', at);
-            self.raw(" FROM (SELECT kind, id, name FROM flow_tag.dictionary WHERE kind ");
+            self.raw(" FROM (SELECT kind, id, name FROM ");
+            self.dictionary();
+            self.raw(" WHERE kind ");
             match kind {
                 Sql::Integer(kind) => {
                     self.raw("= ");

@@ -37,7 +37,7 @@ fn anew(golden: &str) -> String {
     for line in golden.lines().filter_map(|line| line.strip_prefix("--> ")) {
         let separator = if out.is_empty() { "" } else { "\n" };
         writeln!(out, "{separator}--> {line}").unwrap();
-        match compile(line, &Request { database: None, now_seconds: 1_700_000_000 }) {
+        match compile(line, &Request { database: None, now_seconds: 1_700_000_000, shards: None }) {
             Ok(Compiled::Select { sql, columns, limits }) => {
                 for column in columns {
                     writeln!(out, "-- {:?} {} [{}]", column.kind, column.name, column.unit).unwrap();

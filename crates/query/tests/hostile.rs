@@ -78,7 +78,7 @@ const PIECES: &[&str] = &[
 ];
 
 fn compiled(text: &str) -> Option<String> {
-    match compile(text, &Request { database: None, now_seconds: 1_700_000_000 }) {
+    match compile(text, &Request { database: None, now_seconds: 1_700_000_000, shards: None }) {
         Ok(Compiled::Select { sql, .. }) => Some(sql),
         Ok(Compiled::Answer { .. }) | Err(_) => None,
     }
@@ -221,7 +221,7 @@ fn nesting_without_end_is_refused() {
         many("SHOW TAG ", 5_000),
     ];
     for text in nested {
-        let result = compile(&text, &Request { database: None, now_seconds: 0 });
+        let result = compile(&text, &Request { database: None, now_seconds: 0, shards: None });
         assert!(result.is_err(), "{}", &text[..60]);
     }
 }

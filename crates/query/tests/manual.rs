@@ -7,7 +7,7 @@ use metaflow_query::{Compiled, Request, Value, compile};
 const MANUAL: &str = include_str!("../../../docs/sql.md");
 
 fn compiled(statement: &str) -> Compiled {
-    let request = Request { database: None, now_seconds: 1_700_000_000 };
+    let request = Request { database: None, now_seconds: 1_700_000_000, shards: None };
     compile(statement, &request).unwrap_or_else(|error| panic!("{statement}\n{error}"))
 }
 

@@ -63,6 +63,11 @@ impl Default for Cluster {
 }
 
 impl Cluster {
+    /// Whether there are to be other nodes.
+    pub(crate) fn is_several(&self) -> bool {
+        !self.seeds.is_empty()
+    }
+
     pub(super) fn check(&self) -> anyhow::Result<()> {
         let Self {
             name,
@@ -131,7 +136,7 @@ impl Cluster {
             weight: self.weight,
             grpc: reached(grpc),
             http: reached(http),
-            protocol: (metaflow_wire::PROTOCOL_VERSION_OLDEST, metaflow_wire::PROTOCOL_VERSION),
+            protocol: (metaflow_wire::PROTOCOL_VERSION, metaflow_wire::PROTOCOL_VERSION),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Facts::default()
         }

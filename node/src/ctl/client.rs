@@ -59,6 +59,9 @@ pub(super) struct Client {
 pub(super) struct Answer {
     pub(super) columns: Vec<String>,
     pub(super) values: Vec<Vec<Value>>,
+    /// What the answer lacks, in words; empty when it is whole.
+    #[serde(skip)]
+    pub(super) lacking: String,
 }
 
 #[derive(Deserialize)]
@@ -124,7 +127,9 @@ impl Client {
             Failure::Degraded(format!("{} answered {status}, and not as a MetaFlow node does", self.base))
         })?;
         match envelope.result {
-            Some(answer) if envelope.opt_status == "SUCCESS" => Ok(answer),
+            Some(answer) if envelope.opt_status == "SUCCESS" => {
+                Ok(Answer { lacking: envelope.description, ..answer })
+            }
             _ => Err(failure(status, envelope.description)),
         }
     }

@@ -21,11 +21,15 @@ pub(super) struct Arguments {
 }
 
 pub(super) async fn run(client: &Client, Arguments { sql, db, view }: Arguments) -> Result<(), Failure> {
+    let mut lacks = String::new();
     view.run(async |format| {
-        let Answer { columns, values } = client.query(&sql, db.as_deref()).await?;
+        let Answer { columns, values, lacking } = client.query(&sql, db.as_deref()).await?;
+        lacks = lacking;
         render(&columns, &values, format)
     })
-    .await
+    .await?;
+    // Half an answer must not look like a whole one to a script.
+    if lacks.is_empty() { Ok(()) } else { Err(Failure::Degraded(lacks)) }
 }
 
 /// An answer as text.

@@ -50,7 +50,8 @@ pub(crate) struct Agent {
     pub(crate) kernel: String,
     pub(crate) architecture: String,
     /// Groups of whose rollouts it is part, with the version.
-    pub(crate) rollouts: Vec<(String, u64)>,
+    #[serde(skip)]
+    pub(crate) trials: Vec<(String, u64)>,
 }
 
 impl Agent {
@@ -103,7 +104,7 @@ impl Agent {
             connections: state.connections,
             kernel: hello.kernel_release,
             architecture: hello.architecture,
-            rollouts: wanted.trials.iter().map(|(group, version)| (group.to_string(), *version)).collect(),
+            trials: wanted.trials.iter().map(|(group, version)| (group.to_string(), *version)).collect(),
         }
     }
 

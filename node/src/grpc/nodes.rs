@@ -9,14 +9,16 @@ use metaflow_actors::{
 use metaflow_schema::enums::Kind;
 use metaflow_wire::{
     CompareRequest, CompareResponse, DictionaryEntry, InspectRequest, InspectResponse, LearnRequest,
-    LearnResponse, Name, NameIdsRequest, NameIdsResponse, node_service_server::NodeService,
+    LearnResponse, Name, NameIdsRequest, NameIdsResponse, ReachStoreRequest, ReachStoreResponse, StoreBytes,
+    node_service_server::NodeService,
 };
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::Secret;
 use crate::{
     inspect::{self, Arguments, Failure, Topic},
     node::Parts,
+    shards::{Chunks, Engine},
 };
 
 /// Names of one question; a batch brings fewer.
@@ -31,10 +33,14 @@ pub(crate) struct Nodes {
     pub(crate) secret: Option<Secret>,
     /// What else is known of this node; none where there is a dictionary alone.
     pub(crate) parts: Option<Parts>,
+    /// None: rows are in a store that nodes share.
+    pub(crate) engine: Option<Engine>,
 }
 
 #[tonic::async_trait]
 impl NodeService for Nodes {
+    type StoreStream = Chunks;
+
     async fn name_ids(&self, request: Request<NameIdsRequest>) -> Result<Response<NameIdsResponse>, Status> {
         self.let_in(&request)?;
         let names = request.into_inner().names;
@@ -71,11 +77,30 @@ impl NodeService for Nodes {
         let json = serde_json::to_vec(&answer).map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(InspectResponse { json }))
     }
+
+    async fn reach_store(
+        &self,
+        request: Request<ReachStoreRequest>,
+    ) -> Result<Response<ReachStoreResponse>, Status> {
+        self.let_in(&request)?;
+        self.engine()?;
+        Ok(Response::new(ReachStoreResponse {}))
+    }
+
+    async fn store(&self, request: Request<Streaming<StoreBytes>>) -> Result<Response<Chunks>, Status> {
+        self.let_in(&request)?;
+        self.engine()?.serve(request.into_inner()).await.map(Response::new)
+    }
 }
 
 impl Nodes {
     fn let_in<T>(&self, request: &Request<T>) -> Result<(), Status> {
         self.secret.as_ref().map_or(Ok(()), |secret| secret.check(request.metadata()))
+    }
+
+    fn engine(&self) -> Result<&Engine, Status> {
+        let shared = || Status::failed_precondition("the rows of this node are in a store that nodes share");
+        self.engine.as_ref().ok_or_else(shared)
     }
 
     /// Runs what blocks for the disk.

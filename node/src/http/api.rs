@@ -13,7 +13,7 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use metaflow_actors::querier::{self, Answer};
+use metaflow_actors::querier::{self, Answer, Missing};
 use metaflow_query::ColumnKind;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -37,6 +37,9 @@ struct Envelope<'a> {
     description: &'a str,
     #[serde(rename = "result")]
     result: Option<Result<'a>>,
+    /// Nodes whose rows the answer lacks.
+    #[serde(rename = "missing", skip_serializing_if = "<[_]>::is_empty")]
+    missing: &'a [Missing],
 }
 
 #[derive(Serialize)]
@@ -141,7 +144,12 @@ fn success(answer: &Answer) -> Response {
         })
         .collect();
     let result = Result { columns, values: &answer.rows, schemas };
-    json(StatusCode::OK, &Envelope { opt_status: "SUCCESS", description: "", result: Some(result) })
+    let missing: &[Missing] = &answer.missing;
+    let lacking = missing.iter().map(|node| format!("rows of {} are missing: {}", node.name, node.reason));
+    let description = lacking.collect::<Vec<_>>().join("; ");
+    let envelope =
+        Envelope { opt_status: "SUCCESS", description: &description, result: Some(result), missing };
+    json(StatusCode::OK, &envelope)
 }
 
 fn refused(error: &querier::Error) -> (QueryOutcome, Response) {
@@ -163,7 +171,7 @@ fn refused(error: &querier::Error) -> (QueryOutcome, Response) {
 }
 
 pub(super) fn failure(status: StatusCode, name: &'static str, description: &str) -> Response {
-    json(status, &Envelope { opt_status: name, description, result: None })
+    json(status, &Envelope { opt_status: name, description, result: None, missing: &[] })
 }
 
 pub(super) fn json(status: StatusCode, value: &impl Serialize) -> Response {

@@ -51,8 +51,7 @@ pub(super) fn lines(arguments: &Arguments) -> Answer {
 pub(super) fn settings(parts: &Parts) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "disk_format": metaflow_actors::disk::FORMAT,
-        "protocol": [metaflow_wire::PROTOCOL_VERSION_OLDEST, metaflow_wire::PROTOCOL_VERSION],
+        "protocol": [metaflow_wire::PROTOCOL_VERSION, metaflow_wire::PROTOCOL_VERSION],
         "configuration": format!("{:#?}", parts.config()),
     })
 }

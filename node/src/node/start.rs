@@ -10,7 +10,7 @@ use metaflow_actors::{
     querier::{self, Querier},
     store::{self, Servers, Store, embedded},
 };
-use tokio::{net::TcpListener, task::JoinHandle};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use super::{Folder, Parts, Running, guide, pipeline::Pipeline};
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     membership::Membership,
     metrics::Ingest,
     peers::Peers,
+    shards::{self, Shards},
 };
 
 /// Time for agents to take their last acknowledgements.
@@ -77,6 +78,7 @@ pub(super) async fn start(
     let names = tokio::spawn(peers.clone().keep_alike(pipeline.dictionary.clone()));
     let documents = tokio::spawn(fleet.clone().keep_alike());
     let rollouts = tokio::spawn(fleet.clone().watch_rollouts());
+    let shard = engine.as_ref().filter(|_| config.cluster.is_several()).map(embedded::Engine::native);
     let agents = grpc::Agents {
         controller: pipeline.controller.clone(),
         dictionary: pipeline.dictionary.clone(),
@@ -89,7 +91,7 @@ pub(super) async fn start(
         guides,
         registry: pipeline.registry.clone(),
     };
-    let querier = Querier::new(store.clone(), querier_config(&config.query));
+    let querier = querier(config, &store, shard.as_ref(), membership, &peers)?;
     parts.running(Running {
         querier,
         store,
@@ -106,13 +108,30 @@ pub(super) async fn start(
         peers,
         fleet: fleet.clone(),
     });
-    let serving = grpc::serve(grpc_listener, agents, fleet, secret, parts.clone(), door);
-    let grpc = tokio::spawn(async move {
-        if let Err(error) = serving.await {
-            tracing::error!(error = &error as &dyn std::error::Error, "the gRPC server ended");
-        }
-    });
+    let read = shard.map(shards::Engine::new);
+    let serving = grpc::serve(grpc_listener, agents, fleet, secret, parts.clone(), read, door);
+    let grpc = tokio::spawn(log_end(serving));
     Ok(Started { engine, pipeline, grpc, followers: [guide, names, documents, rollouts], stop })
+}
+
+async fn log_end(serving: impl Future<Output = Result<(), tonic::transport::Error>>) {
+    if let Err(error) = serving.await {
+        tracing::error!(error = &error as &dyn std::error::Error, "the gRPC server ended");
+    }
+}
+
+/// Answers for the own store, or for those of all nodes.
+fn querier(
+    config: &Config,
+    store: &Store,
+    shard: Option<&watch::Receiver<embedded::Native>>,
+    membership: &Membership,
+    peers: &Peers,
+) -> anyhow::Result<Querier<Store>> {
+    let querier = Querier::new(store.clone(), querier_config(&config.query));
+    let Some(native) = shard else { return Ok(querier) };
+    let stores = Shards::new(membership.view(), peers.clone(), native.clone())?;
+    Ok(querier.with_stores(Arc::new(stores)))
 }
 
 fn querier_config(query: &config::Query) -> querier::Config {
@@ -130,9 +149,12 @@ async fn open_store(config: &Config, folder: &Folder) -> anyhow::Result<(Option<
         config::Store::Embedded { library } => {
             let library = embedded::find_library(library.as_deref())?;
             let program = std::env::current_exe().context("failed to find this program")?;
-            let engine = embedded::Engine::start(embedded::Config::new(program, library, folder.engine()))
-                .await
-                .context("failed to start the embedded engine")?;
+            let engine = embedded::Config {
+                is_shard: config.cluster.is_several(),
+                ..embedded::Config::new(program, library, folder.engine())
+            };
+            let engine =
+                embedded::Engine::start(engine).await.context("failed to start the embedded engine")?;
             let store = Store::embedded(&engine, config.node_id.into());
             Ok((Some(engine), store))
         }

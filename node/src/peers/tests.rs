@@ -33,8 +33,8 @@ impl Member {
     }
 
     fn serve(&mut self, listener: TcpListener, secret: Option<Secret>) {
-        let nodes =
-            NodeServiceServer::new(Nodes { dictionary: self.dictionary.clone(), secret, parts: None });
+        let nodes = Nodes { dictionary: self.dictionary.clone(), secret, parts: None, engine: None };
+        let nodes = NodeServiceServer::new(nodes);
         let serving = tonic::transport::Server::builder()
             .add_service(nodes)
             .serve_with_incoming(TcpListenerStream::new(listener));

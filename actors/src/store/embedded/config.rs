@@ -1,13 +1,17 @@
-//! The engine's configuration files: limits, log, and the two users.
+//! The engine's configuration files: limits, log, and its users.
 //!
 //! `default` cannot be removed and cannot have a password, because the engine starts its own session with it. It may do nothing but
 //! that: its quota is the three statements of the start, its grants are what those need. The node's user has all of MetaFlow's databases
-//! and nothing of the machine: no files, no URLs, no other servers.
+//! and nothing of the machine: no files, no URLs. In a cluster it reads other engines too, as their reader, who sees MetaFlow's tables.
 
 use std::{fmt::Write, io::Write as _, os::unix::fs::OpenOptionsExt, path::Path};
 
+use super::{Config, Passwords};
+
 /// Name of the node's user.
 pub(super) const USER: &str = "metaflow";
+/// Name of the user that other engines read as.
+pub(super) const READER: &str = "reader";
 
 /// What the engine may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +42,11 @@ fn databases() -> Vec<&'static str> {
     databases
 }
 
-pub(super) fn write(folder: &Path, limits: &Limits, password: &str) -> std::io::Result<()> {
+pub(super) fn write(config: &Config, passwords: &Passwords) -> std::io::Result<()> {
+    let Config { executable: _, library: _, folder, limits, is_shard, ready_within: _ } = config;
     std::fs::create_dir_all(folder.join("data"))?;
     write_private(&folder.join("config.xml"), &server(folder, limits))?;
-    write_private(&folder.join("users.xml"), &users(limits, password))
+    write_private(&folder.join("users.xml"), &users(limits, passwords, *is_shard))
 }
 
 /// Readable by this user alone.
@@ -95,12 +100,33 @@ fn server(folder: &Path, limits: &Limits) -> String {
     )
 }
 
-fn users(limits: &Limits, password: &str) -> String {
+fn users(limits: &Limits, passwords: &Passwords, is_shard: bool) -> String {
+    let Passwords { node, reader } = passwords;
     let mut grants = String::new();
+    let mut reads = String::new();
     for database in databases() {
         // Writing to a String does not fail.
         let _infallible = write!(grants, "<query>GRANT ALL ON {database}.*</query>");
+        let _infallible = write!(reads, "<query>GRANT SELECT, dictGet ON {database}.*</query>");
     }
+    let reader = if is_shard {
+        grants.push_str(
+            "<query>GRANT READ ON REMOTE</query><query>GRANT CREATE TEMPORARY TABLE ON *.*</query>",
+        );
+        format!(
+            "<{READER}>
+<password>{reader}</password>
+<networks><ip>127.0.0.1</ip></networks>
+<profile>node</profile>
+<quota>default</quota>
+<access_management>0</access_management>
+<grants>{reads}</grants>
+</{READER}>
+"
+        )
+    } else {
+        String::new()
+    };
     format!(
         "<clickhouse>
 <profiles>
@@ -120,14 +146,14 @@ fn users(limits: &Limits, password: &str) -> String {
 <grants><query>GRANT SYSTEM LISTEN ON *.*</query><query>GRANT READ ON FILE</query><query>GRANT CREATE TEMPORARY TABLE ON *.*</query></grants>
 </default>
 <{USER}>
-<password>{password}</password>
+<password>{node}</password>
 <networks><ip>127.0.0.1</ip></networks>
 <profile>node</profile>
 <quota>default</quota>
 <access_management>0</access_management>
 <grants>{grants}<query>GRANT SELECT ON system.*</query><query>GRANT KILL QUERY ON *.*</query><query>GRANT TABLE ENGINE ON *</query><query>GRANT SYSTEM RELOAD DICTIONARY, SYSTEM MERGES, SYSTEM FLUSH LOGS ON *.*</query></grants>
 </{USER}>
-</users>
+{reader}</users>
 </clickhouse>
 ",
         u8::from(limits.query_log),
@@ -149,12 +175,18 @@ mod tests {
     fn files_are_for_this_user_alone_even_when_they_were_there_before() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("users.xml"), "old").unwrap();
-        write(folder.path(), &Limits::default(), "secret").unwrap();
+        let config = Config::new("".into(), "".into(), folder.path().to_owned());
+        let passwords = Passwords { node: "secret".to_owned(), reader: "other".to_owned() };
+        write(&config, &passwords).unwrap();
         for name in ["config.xml", "users.xml"] {
             let mode = std::fs::metadata(folder.path().join(name)).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{name}");
         }
-        assert!(std::fs::read_to_string(folder.path().join("users.xml")).unwrap().contains("secret"));
+        let users = std::fs::read_to_string(folder.path().join("users.xml")).unwrap();
+        assert!(users.contains("secret") && !users.contains("other") && !users.contains("REMOTE"), "{users}");
+        write(&Config { is_shard: true, ..config }, &passwords).unwrap();
+        let users = std::fs::read_to_string(folder.path().join("users.xml")).unwrap();
+        assert!(users.contains("other") && users.contains("GRANT READ ON REMOTE"), "{users}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::{
     time::Instant,
 };
 
-use super::{Config, config};
+use super::{Config, Native, Passwords, config};
 use crate::store::{Error, Servers};
 
 /// Exit code of an engine whose folder another one has.
@@ -31,6 +31,7 @@ pub(super) struct Started {
     /// The engine ends when this is dropped. Taken from the child, because waiting for a child closes what it holds.
     pub(super) lifeline: Option<ChildStdin>,
     pub(super) servers: Servers,
+    pub(super) native: Native,
 }
 
 pub(super) fn log_path(folder: &Path) -> PathBuf {
@@ -42,10 +43,10 @@ fn output_path(folder: &Path) -> PathBuf {
 }
 
 /// Starts the engine and waits for its first answer; waits for a previous engine in the folder to end.
-pub(super) async fn start(config: &Config, password: &str) -> Result<Started, Error> {
+pub(super) async fn start(config: &Config, passwords: &Passwords) -> Result<Started, Error> {
     let deadline = Instant::now() + config.ready_within;
     loop {
-        match attempt(config, password, deadline).await? {
+        match attempt(config, passwords, deadline).await? {
             Some(started) => return Ok(started),
             None if Instant::now() + FOLDER_AGAIN_AFTER >= deadline => {
                 return Err(Error::Setup(format!(
@@ -60,8 +61,12 @@ pub(super) async fn start(config: &Config, password: &str) -> Result<Started, Er
 }
 
 /// None when another engine has the folder.
-async fn attempt(config: &Config, password: &str, deadline: Instant) -> Result<Option<Started>, Error> {
-    let Config { executable, library, folder, limits, ready_within } = config;
+async fn attempt(
+    config: &Config,
+    passwords: &Passwords,
+    deadline: Instant,
+) -> Result<Option<Started>, Error> {
+    let Config { executable, library, folder, limits: _, is_shard: _, ready_within } = config;
     let setup = |what: &str, error: std::io::Error| {
         Error::Setup(format!("failed to {what} of the embedded engine in {}: {error}", folder.display()))
     };
@@ -70,7 +75,7 @@ async fn attempt(config: &Config, password: &str, deadline: Instant) -> Result<O
     if folder_is_in_use(folder).map_err(|error| setup("open the lock", error))? {
         return Ok(None);
     }
-    config::write(folder, limits, password).map_err(|error| setup("write the configuration", error))?;
+    config::write(config, passwords).map_err(|error| setup("write the configuration", error))?;
     let [http_port, tcp_port] = free_ports().map_err(|error| setup("find free ports", error))?;
     let output = File::create(output_path(folder)).map_err(|error| setup("open the output", error))?;
     let errors = output.try_clone().map_err(|error| setup("open the output", error))?;
@@ -105,10 +110,11 @@ async fn attempt(config: &Config, password: &str, deadline: Instant) -> Result<O
             let servers = Servers {
                 urls: vec![url],
                 user: config::USER.to_owned(),
-                password: password.to_owned(),
+                password: passwords.node.clone(),
                 compress: false,
             };
-            return Ok(Some(Started { child, lifeline, servers }));
+            let native = Native { port: tcp_port, user: config::READER, password: passwords.reader.clone() };
+            return Ok(Some(Started { child, lifeline, servers, native }));
         }
         tokio::time::sleep(ASK_EVERY).await;
     }

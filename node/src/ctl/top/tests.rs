@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 
 fn answer(values: Value) -> Answer {
-    Answer { columns: vec![], values: serde_json::from_value(values).unwrap() }
+    Answer { values: serde_json::from_value(values).unwrap(), ..Answer::default() }
 }
 
 fn sample() -> BTreeMap<Key, Service> {
@@ -67,7 +67,7 @@ fn an_empty_table_says_so_and_addresses_are_no_names() {
 #[test]
 fn the_statements_are_of_the_dialect() {
     for sql in statements(60) {
-        let request = metaflow_query::Request { database: None, now_seconds: 1_700_000_000 };
+        let request = metaflow_query::Request { database: None, now_seconds: 1_700_000_000, shards: None };
         metaflow_query::compile(&sql, &request).unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 }
