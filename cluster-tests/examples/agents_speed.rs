@@ -8,6 +8,7 @@
 
 use std::{
     fmt::Write as _,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -18,15 +19,21 @@ use metaflow_cluster_tests::{
         Config, Count,
         crew::{self, Crew},
     },
-    process::Node,
+    process::{Node, binary},
+    server::StoreServer,
+    wait_for,
 };
+use tokio::process::Command;
 
 /// Kernel clock ticks a second (`getconf CLK_TCK`).
 const TICKS: f64 = 100.0;
 /// What placement promises of the most loaded node against the mean.
 const SPREAD_MAX: f64 = 1.05;
+const KNOWN: &str = "--sessions, --nodes, --heartbeat-ms, --starts (a second), --batches, --push, --encryption (true or false)";
 const REST: Duration = Duration::from_secs(15);
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Sessions that are compared in plain text and encrypted.
+const ENCRYPTED: u32 = 3_000;
 const LOOK: Duration = Duration::from_millis(20);
 
 struct Options {
@@ -35,6 +42,8 @@ struct Options {
     heartbeat: Duration,
     starts_a_second: u32,
     batches: bool,
+    push: bool,
+    encryption: bool,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -47,6 +56,9 @@ async fn main() -> Result<()> {
     let mut text = String::new();
     make_room(&mut options, &mut text)?;
     run(&options, &mut text).await?;
+    if options.encryption {
+        encryption(&mut text).await?;
+    }
     #[expect(clippy::print_stdout, reason = "a benchmark prints its result")]
     {
         print!("{text}");
@@ -61,6 +73,8 @@ fn options(arguments: &[String]) -> Result<Options> {
         heartbeat: Duration::from_secs(1),
         starts_a_second: 4_000,
         batches: true,
+        push: true,
+        encryption: true,
     };
     for pair in arguments.chunks(2) {
         let [name, value] = pair else { bail!("{} needs a value", pair[0]) };
@@ -72,7 +86,9 @@ fn options(arguments: &[String]) -> Result<Options> {
             }
             "--starts" => options.starts_a_second = value.parse().context("--starts")?,
             "--batches" => options.batches = value.parse().context("--batches")?,
-            _ => bail!("{name} is not known: --sessions, --nodes, --heartbeat-ms, --starts, --batches"),
+            "--push" => options.push = value.parse().context("--push")?,
+            "--encryption" => options.encryption = value.parse().context("--encryption")?,
+            _ => bail!("{name} is not known: {KNOWN}"),
         }
     }
     ensure!(options.nodes >= 2 && options.sessions > 0, "it takes two nodes and a session");
@@ -112,7 +128,7 @@ async fn run(options: &Options, text: &mut String) -> Result<()> {
     config.batches = options.batches;
     config.sender.heartbeat = options.heartbeat;
     config.sender.silence_max = options.heartbeat * 2;
-    let crew = Crew::start(&config, crew::connections_max(), &["work"])?;
+    let crew = Crew::start(&config, crew::connections_max(), None, &["work"])?;
     let begin = Instant::now();
     until(&crew, "all agents to be served", |count| count.total() == options.sessions).await?;
     let all_after = begin.elapsed();
@@ -142,7 +158,80 @@ async fn run(options: &Options, text: &mut String) -> Result<()> {
         agent_bytes / 1e3,
         kernel(sessions)?,
     )?;
+    if options.push {
+        push(&cluster.nodes[0], folder.path(), &crew, options, text).await?;
+    }
     fail_over(&mut cluster, &crew, &servers, options, text).await
+}
+
+/// One change of what all agents run with, told to one node.
+async fn push(node: &Node, folder: &Path, crew: &Crew, options: &Options, text: &mut String) -> Result<()> {
+    let file = folder.join("agents.toml");
+    std::fs::write(&file, "[guard]\ncpu_percent_max = 50\n")?;
+    let begin = Instant::now();
+    ctl(&["--url", &node.http_url(), "agent", "config", "set", "default", "-f"], &[&file]).await?;
+    let told = begin.elapsed();
+    let all = |count: &Count| count.versions.values().any(|agents| *agents == options.sessions);
+    until(crew, "all agents to have the configuration", all).await?;
+    writeln!(
+        text,
+        "a configuration change: {:.1} s from the command at one node to the last agent of all (mark 10); the command took {:.1} s",
+        begin.elapsed().as_secs_f64(),
+        told.as_secs_f64(),
+    )?;
+    Ok(())
+}
+
+async fn ctl(arguments: &[&str], files: &[&Path]) -> Result<()> {
+    let output = Command::new(binary("metaflow")).arg("ctl").args(arguments).args(files).output().await?;
+    let said = [output.stdout, output.stderr].concat();
+    ensure!(output.status.success(), "metaflow ctl {arguments:?}: {}", String::from_utf8_lossy(&said));
+    Ok(())
+}
+
+/// The same sessions at one node, in plain text and encrypted, which must be few: handshakes are not what is measured.
+async fn encryption(text: &mut String) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let certificates = folder.path().join("tls");
+    ctl(&["cert", "bootstrap", "--node", "n1,127.0.0.1", "--agents", "--directory"], &[&certificates])
+        .await?;
+    let encrypted = format!(
+        "[tls]\ncertificate = {0:?}\nkey = {1:?}\nclient_authority = {2:?}\n",
+        certificates.join("n1.crt"),
+        certificates.join("n1.key"),
+        certificates.join("ca.crt")
+    );
+    let mut store = StoreServer::configure(&folder.path().join("store"))?;
+    store.start().await?;
+    let mut figures = Vec::new();
+    for (name, tls, configuration) in [("plain", None, ""), ("tls", Some(&*certificates), &*encrypted)] {
+        let configuration = format!("{}{configuration}", store.node_configuration());
+        let mut node = Node::configure(&folder.path().join(name), &configuration)?;
+        node.spawn()?;
+        wait_for("the node to be ready", PATIENCE, async || {
+            let log = std::fs::read_to_string(node.log())?;
+            ensure!(log.contains("the node is ready"), "{log}");
+            Ok(())
+        })
+        .await?;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let pid = pid(&node).context("the node ended")?;
+        let before = resident(pid)?;
+        let mut config = Config::new(ENCRYPTED, vec![node.grpc_address()]);
+        config.starts_a_second = 500;
+        let crew = Crew::start(&config, ENCRYPTED, tls, &["work"])?;
+        until(&crew, "all agents to be served", |count| count.total() == ENCRYPTED).await?;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        figures.push((resident(pid)? - before) as f64 / f64::from(ENCRYPTED) / 1e3);
+        drop(crew);
+        node.kill().await?;
+    }
+    writeln!(
+        text,
+        "memory a session of {ENCRYPTED} at one node: {:.1} KB in plain text, {:.1} KB with TLS",
+        figures[0], figures[1]
+    )?;
+    Ok(())
 }
 
 /// CPU and heartbeats while nothing happens.

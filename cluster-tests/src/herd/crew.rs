@@ -2,12 +2,14 @@
 
 use std::{
     collections::BTreeMap,
+    path::Path,
     process::Stdio,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use metaflow_tls::{Client, ClientFiles, HTTP_2, Identity};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -40,8 +42,9 @@ pub fn connections_max() -> u32 {
 }
 
 impl Crew {
-    /// Runs this program again for parts of at most `agents_max`; `arguments` make it call [`work`] with what follows them.
-    pub fn start(config: &Config, agents_max: u32, arguments: &[&str]) -> Result<Self> {
+    /// Runs this program again for parts of at most `agents_max`; `arguments` make it call [`work`] with what follows them. `tls` is the
+    /// folder that `metaflow ctl cert bootstrap --agents` made, for encrypted connections.
+    pub fn start(config: &Config, agents_max: u32, tls: Option<&Path>, arguments: &[&str]) -> Result<Self> {
         let counts = Arc::<Mutex<BTreeMap<u32, Count>>>::default();
         let parts = config.agents.div_ceil(agents_max.max(1)).max(1);
         let mut children = Vec::new();
@@ -56,6 +59,7 @@ impl Crew {
                 .arg(config.batches.to_string())
                 .arg(config.sender.heartbeat.as_millis().to_string())
                 .arg(config.sender.silence_max.as_millis().to_string())
+                .arg(tls.unwrap_or_else(|| Path::new("")))
                 .args(&config.sender.servers)
                 // It ends when this closes.
                 .stdin(Stdio::piped())
@@ -97,8 +101,8 @@ fn lock(counts: &Mutex<BTreeMap<u32, Count>>) -> MutexGuard<'_, BTreeMap<u32, Co
 
 /// The life of one process: runs its part until the standard input closes. `arguments` are what [`Crew::start`] gave.
 pub async fn work(arguments: &[String]) -> Result<()> {
-    let [first, agents, starts, batches, heartbeat, silence, servers @ ..] = arguments else {
-        anyhow::bail!("a process of agents needs seven arguments")
+    let [first, agents, starts, batches, heartbeat, silence, tls, servers @ ..] = arguments else {
+        anyhow::bail!("a process of agents needs eight arguments")
     };
     let mut config = Config::new(agents.parse()?, servers.to_vec());
     config.first = first.parse()?;
@@ -106,6 +110,12 @@ pub async fn work(arguments: &[String]) -> Result<()> {
     config.batches = batches.parse()?;
     config.sender.heartbeat = Duration::from_millis(heartbeat.parse()?);
     config.sender.silence_max = Duration::from_millis(silence.parse()?);
+    if !tls.is_empty() {
+        let file = |name: &str| Path::new(tls).join(name);
+        let identity = Identity { certificate: file("agent.crt"), key: file("agent.key") };
+        let files = ClientFiles { authority: file("ca.crt"), identity: Some(identity) };
+        config.sender.tls = Some(Client::load(files, HTTP_2)?);
+    }
     let room = connections_max();
     ensure!(config.agents <= room, "a process may open files for {room} agents, not {}", config.agents);
     let herd = Herd::start(config);
