@@ -99,7 +99,8 @@ enum Msg {
     Hello(Vec<Result<Greeting, Refusal>>, Reply<Vec<Result<Admission, Refusal>>>),
     Facts(u32, Box<wire::Facts>, Reply<FactsReply>),
     Heartbeat(u32, wire::Heartbeat, Reply<()>),
-    List(Reply<Vec<AgentSummary>>),
+    /// Agents behind this one, by id.
+    List(u32, Reply<Vec<AgentSummary>>),
     Publish,
 }
 
@@ -150,7 +151,15 @@ impl Controller {
 
     /// Every agent that is known, by id.
     pub async fn agents(&self) -> Result<Vec<AgentSummary>, Error> {
-        self.call(Msg::List).await
+        let mut agents: Vec<AgentSummary> = Vec::new();
+        loop {
+            let after = agents.last().map_or(0, |agent| agent.agent_id);
+            let page = self.call(|reply| Msg::List(after, reply)).await?;
+            if page.is_empty() {
+                return Ok(agents);
+            }
+            agents.extend(page);
+        }
     }
 
     /// Stops after the call that is being served.
@@ -216,6 +225,7 @@ impl Core {
         changes: &mut disk::Changes,
     ) -> Result<Result<Admission, Refusal>, Error> {
         let agent_id = greeting.agent_id;
+        let spoken = greeting.hello.protocol_version;
         let forgotten = match self.agents.make_room(agent_id, self.config.agents_max, now) {
             Ok(forgotten) => forgotten,
             Err(refusal) => return Ok(Err(refusal)),
@@ -223,7 +233,8 @@ impl Core {
         persist::greeted(&self.disk, &greeting, forgotten, changes)?;
         self.agents.greet(greeting, now);
         let welcome = wire::Welcome {
-            protocol_version: wire::PROTOCOL_VERSION,
+            // The agent's own, since it may know no later one.
+            protocol_version: spoken,
             agent_id,
             vpc_id: self.vpc_id,
             // Which nodes an agent belongs to is not known here.
@@ -306,7 +317,7 @@ impl Actor for ControllerActor {
                 state.core()?.agents.heartbeat(agent_id, heartbeat, now);
                 answer(reply, Ok(()));
             }
-            Msg::List(reply) => answer(reply, Ok(state.core()?.agents.list(now))),
+            Msg::List(after, reply) => answer(reply, Ok(state.core()?.agents.list(after, now))),
             Msg::Publish => {
                 state.is_publishing = false;
                 if let Err(failure) = state.blocking(Core::publish).await? {

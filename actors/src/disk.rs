@@ -29,6 +29,13 @@ const REOPEN_AFTER: Duration = Duration::from_secs(1);
 /// Memtables of a family: one is filled while the other goes to disk.
 const BUFFERS: i32 = 2;
 
+/// Version of what is on the disk: families, keys and values, the write-ahead log among them. A release that changes their meaning raises
+/// it, and reads the one before.
+pub const FORMAT: u32 = 1;
+
+/// Where the version stands, in [`Family::Meta`]. A database without it is of the time before there were others than the first.
+const FORMAT_KEY: &[u8] = b"format";
+
 /// A kind of state. Names on disk: never renamed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Family {
@@ -79,6 +86,19 @@ pub struct Error {
     family: &'static str,
     #[source]
     source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// The source of an [`Error`] that only another release can do something about.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} was written by a newer release ({found}; this release reads format {FORMAT}): start that release again, or move this folder \
+     away, then agents send again what was not stored, and new ids begin above those in the store",
+    path.display()
+)]
+struct Newer {
+    path: PathBuf,
+    /// What this release does not know.
+    found: String,
 }
 
 /// Changes that are applied together or not at all.
@@ -140,10 +160,10 @@ impl Disk {
     /// The same within so much memory: half of it for buffers of the log, a quarter for those of all else, a quarter for blocks that are
     /// read. A family that has filled its buffers waits for the disk.
     pub fn open_within(path: &Path, memory_bytes: usize) -> Result<Self, Error> {
-        let db = open(path, memory_bytes).map_err(|source| Error {
+        let db = open_known(path, memory_bytes).map_err(|source| Error {
             action: "open the database",
             family: "all families",
-            source: source.into(),
+            source,
         })?;
         let shared = Shared {
             path: path.to_owned(),
@@ -292,6 +312,34 @@ fn open(path: &Path, memory_bytes: usize) -> Result<DB, rocksdb::Error> {
     DB::open_cf_descriptors(&options, path, families)
 }
 
+/// Families that this release does not know; none in a database of its own or before it.
+fn unknown_families(path: &Path) -> Option<String> {
+    // A folder without a database has no list: then one is made.
+    let names = DB::list_cf(&Options::default(), path).ok()?;
+    let is_known =
+        |name: &String| name == "default" || Family::ALL.iter().any(|family| family.name() == name);
+    let unknown: Vec<_> = names.into_iter().filter(|name| !is_known(name)).collect();
+    (!unknown.is_empty()).then(|| format!("with {}", unknown.join(", ")))
+}
+
+/// Opens what this release or one before it wrote, and refuses what a newer one did; notes the version where there is none.
+fn open_known(path: &Path, memory_bytes: usize) -> Result<DB, Box<dyn std::error::Error + Send + Sync>> {
+    let newer = |found| Newer { path: path.to_owned(), found };
+    if let Some(found) = unknown_families(path) {
+        return Err(newer(found).into());
+    }
+    let db = open(path, memory_bytes)?;
+    let found = db.get_cf(&handle(&db, Family::Meta), FORMAT_KEY)?;
+    let format = found.map(|found| <[u8; 4]>::try_from(found.as_slice()).map(u32::from_be_bytes));
+    match format {
+        None => db.put_cf(&handle(&db, Family::Meta), FORMAT_KEY, FORMAT.to_be_bytes())?,
+        Some(Ok(format)) if format <= FORMAT => {}
+        Some(Ok(format)) => return Err(newer(format!("format {format}")).into()),
+        Some(Err(_)) => return Err(newer("a format that is no number".to_owned()).into()),
+    }
+    Ok(db)
+}
+
 fn write(db: &DB, changes: &Changes, durability: Durability) -> Result<(), rocksdb::Error> {
     let mut batch = WriteBatch::default();
     for (family, key, value) in &changes.changes {
@@ -339,6 +387,51 @@ fn family_options(family: Family, cache: &Cache, memory_bytes: usize) -> Options
 mod tests {
     use super::*;
 
+    /// The text of the refusal.
+    fn refused(path: &Path) -> String {
+        Disk::open(path).err().map_or_else(String::new, |error| format!("{:#}", anyhow::Error::new(error)))
+    }
+
+    #[test]
+    fn what_a_newer_release_wrote_is_refused_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(folder.path()).unwrap();
+        assert_eq!(disk.get(Family::Meta, FORMAT_KEY).unwrap(), Some(FORMAT.to_be_bytes().to_vec()));
+        let mut changes = Changes::default();
+        changes.put(Family::Meta, FORMAT_KEY, (FORMAT + 1).to_be_bytes());
+        disk.write(changes, Durability::Synced).unwrap();
+        drop(disk);
+        let error = refused(folder.path());
+        let part = format!("newer release (format {}; this release reads format {FORMAT})", FORMAT + 1);
+        assert!(error.contains(&part) && error.contains("move this folder away"), "{error}");
+        assert!(error.contains(&folder.path().display().to_string()), "{error}");
+    }
+
+    #[test]
+    fn kinds_of_state_of_a_newer_release_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Disk::open(folder.path()).unwrap());
+        let mut options = Options::default();
+        options.create_missing_column_families(true);
+        let names = Family::ALL.map(Family::name).into_iter().chain(["default", "rollouts"]);
+        drop(DB::open_cf(&options, folder.path(), names).unwrap());
+        let error = refused(folder.path());
+        assert!(error.contains("with rollouts"), "{error}");
+    }
+
+    #[test]
+    fn a_database_from_before_there_were_versions_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(folder.path()).unwrap();
+        let mut changes = Changes::default();
+        changes.delete(Family::Meta, FORMAT_KEY);
+        changes.put(Family::Meta, *b"a", *b"1");
+        disk.write(changes, Durability::Synced).unwrap();
+        drop(disk);
+        let disk = Disk::open(folder.path()).unwrap();
+        assert_eq!(disk.get(Family::Meta, b"a").unwrap(), Some(b"1".to_vec()));
+    }
+
     #[test]
     fn changes_survive_reopening_and_scans_are_in_key_order() {
         let folder = tempfile::tempdir().unwrap();
@@ -359,7 +452,7 @@ mod tests {
         let mut seen = Vec::new();
         disk.scan(Family::Meta, b"", |key, value| {
             seen.push((key.to_vec(), value.to_vec()));
-            true
+            key != b"b"
         })
         .unwrap();
         assert_eq!(seen, [(b"a".to_vec(), b"1".to_vec()), (b"b".to_vec(), b"2".to_vec())]);

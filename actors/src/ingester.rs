@@ -460,7 +460,7 @@ impl Core {
 
 /// The checks that need no decompression; the labeler makes the others.
 fn check(batch: &wire::Batch) -> Result<(), String> {
-    if batch.protocol_version != wire::PROTOCOL_VERSION {
+    if !wire::is_spoken(batch.protocol_version) {
         return Err(wire::MalformedBatch::Version(batch.protocol_version).to_string());
     }
     if batch.payload.len() > wire::BATCH_BYTES_MAX {

@@ -188,3 +188,72 @@ fn shortened(text: &str) -> String {
     let end = (0..=TEXT_BYTES_MAX.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
     text[..end.unwrap_or(0)].to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        dictionary::{Config, Dictionary, NodeId},
+        disk::Disk,
+        labeler::{Input, Snapshot},
+        rows::BatchId,
+    };
+
+    /// Requests, each second one of them failed.
+    fn rows(count: u32) -> Rows {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = Disk::open(folder.path()).unwrap();
+        let names =
+            Dictionary::open(disk, Config::new(NodeId::new(1).unwrap()), &Default::default()).unwrap();
+        let log = metaflow_wire::L7FlowLog {
+            endpoints: Some(metaflow_wire::Endpoints::default()),
+            response_status: (0..count).map(|row| 3 * (row % 2)).collect(),
+            l7_protocol: vec![20; count as usize],
+            request_resource: vec![1; count as usize],
+            ..Default::default()
+        };
+        let columns = metaflow_wire::Columns {
+            strings: vec![String::new(), "\u{e9}".repeat(1_000)],
+            addresses: vec![vec![10, 0, 0, 1]],
+            rows: Some(metaflow_wire::columns::Rows::L7FlowLog(log)),
+        };
+        let id = BatchId { agent_id: 9 << 22 | 7, seq: 1 };
+        let input = Input { snapshot: &Snapshot::default(), names: &names, id };
+        input.label_columns(metaflow_wire::Table::L7FlowLog, count as usize, columns).unwrap()
+    }
+
+    #[tokio::test]
+    async fn who_watches_gets_what_it_wants_within_bounds_and_hears_of_the_rest() {
+        let tap = Arc::new(Tap::default());
+        let rows = rows(2 * CALLS_A_BATCH_MAX as u32 + 10);
+        tap.show(7, &rows);
+        let wish = Wish { statuses: Some(vec![3]), agent_id: Some(7), ..Wish::default() };
+        let mut observer = tap.observe(wish).unwrap();
+        tap.show(8, &rows);
+        tap.show(7, &rows);
+        let (calls, dropped) = observer.next().await.unwrap();
+        assert_eq!(
+            (calls.len(), dropped),
+            (CALLS_A_BATCH_MAX, 5),
+            "nothing from before, of others, or unwanted"
+        );
+        assert!(calls.iter().all(|call| call.agent_id == 7 && call.status == 3 && call.l7_protocol == 20));
+        assert_eq!(calls[0].resource.len(), TEXT_BYTES_MAX);
+        // Nobody reads: batches pass all the same.
+        for _ in 0..BATCHES_MAX + 3 {
+            tap.show(7, &rows);
+        }
+        let (_, dropped) = observer.next().await.unwrap();
+        assert_eq!(dropped as usize, 5 * (BATCHES_MAX + 3) + 3 * CALLS_A_BATCH_MAX);
+    }
+
+    #[test]
+    fn watchers_are_few_and_the_last_one_closes_the_tap() {
+        let tap = Arc::new(Tap::default());
+        let observers: Vec<_> = (0..OBSERVERS_MAX).map(|_| tap.observe(Wish::default()).unwrap()).collect();
+        assert!(tap.observe(Wish::default()).is_none() && tap.is_open());
+        drop(observers);
+        assert!(!tap.is_open());
+        assert!(tap.observe(Wish::default()).is_some());
+    }
+}

@@ -10,11 +10,12 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use metaflow_wire::{
-    Batch, Columns, Endpoints, Hello, IngestAck, L7FlowLog, PROTOCOL_VERSION, SyncRequest, Table,
-    agent_service_client::AgentServiceClient, columns::Rows, seal, seq, sync_request, sync_response,
+    Batch, Columns, Endpoints, Hello, IngestAck, L7FlowLog, PROTOCOL_VERSION, SyncRequest, SyncResponse,
+    Table, agent_service_client::AgentServiceClient, columns::Rows, seal, seq, sync_request, sync_response,
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Streaming, transport::Channel};
 
 /// Batches on their way at one time.
 const WINDOW: usize = 128;
@@ -37,6 +38,7 @@ pub struct LedgerAgent {
     pub committed: BTreeSet<u64>,
     /// Streams that broke.
     pub breaks: u32,
+    protocol_version: u32,
 }
 
 impl LedgerAgent {
@@ -54,7 +56,20 @@ impl LedgerAgent {
             received: BTreeSet::new(),
             committed: BTreeSet::new(),
             breaks: 0,
+            protocol_version: PROTOCOL_VERSION,
         }
+    }
+
+    /// Says that it speaks another version, as an agent of another release does.
+    pub fn speak_version(&mut self, version: u32) {
+        self.protocol_version = version;
+    }
+
+    /// Only says who it is.
+    pub async fn greet(&mut self, server: &str) -> Result<()> {
+        let mut client = timeout(ANSWER_TIMEOUT, AgentServiceClient::connect(server.to_owned())).await??;
+        let (hello_sender, hellos) = mpsc::channel(1);
+        self.hello(&mut client, &hello_sender, hellos).await.map(drop)
     }
 
     pub fn is_done(&self) -> bool {
@@ -83,23 +98,7 @@ impl LedgerAgent {
     async fn session(&mut self, server: &str) -> Result<()> {
         let mut client = timeout(ANSWER_TIMEOUT, AgentServiceClient::connect(server.to_owned())).await??;
         let (hello_sender, hellos) = mpsc::channel(1);
-        let hello = Hello {
-            protocol_version: PROTOCOL_VERSION,
-            machine_id: self.machine_id.clone(),
-            hostname: self.machine_id.clone(),
-            agent_id: self.agent_id,
-            ..Default::default()
-        };
-        hello_sender.send(SyncRequest { body: Some(sync_request::Body::Hello(hello)) }).await?;
-        let mut answers =
-            timeout(ANSWER_TIMEOUT, client.sync(ReceiverStream::new(hellos))).await??.into_inner();
-        let answer = timeout(ANSWER_TIMEOUT, answers.message()).await??.context("the Sync stream ended")?;
-        let Some(sync_response::Body::Welcome(welcome)) = answer.body else {
-            anyhow::bail!("the first answer is not a Welcome")
-        };
-        ensure!(self.agent_id == 0 || self.agent_id == welcome.agent_id, "the agent id changed");
-        self.agent_id = welcome.agent_id;
-
+        let _answers = self.hello(&mut client, &hello_sender, hellos).await?;
         let (sender, batches) = mpsc::channel(WINDOW);
         let mut acks =
             timeout(ANSWER_TIMEOUT, client.ingest(ReceiverStream::new(batches))).await??.into_inner();
@@ -121,9 +120,36 @@ impl LedgerAgent {
         Ok(())
     }
 
+    /// Opens a control stream, which lives as long as the sender and the answer.
+    async fn hello(
+        &mut self,
+        client: &mut AgentServiceClient<Channel>,
+        hello_sender: &mpsc::Sender<SyncRequest>,
+        hellos: mpsc::Receiver<SyncRequest>,
+    ) -> Result<Streaming<SyncResponse>> {
+        let hello = Hello {
+            protocol_version: self.protocol_version,
+            machine_id: self.machine_id.clone(),
+            hostname: self.machine_id.clone(),
+            agent_id: self.agent_id,
+            ..Default::default()
+        };
+        hello_sender.send(SyncRequest { body: Some(sync_request::Body::Hello(hello)) }).await?;
+        let mut answers =
+            timeout(ANSWER_TIMEOUT, client.sync(ReceiverStream::new(hellos))).await??.into_inner();
+        let answer = timeout(ANSWER_TIMEOUT, answers.message()).await??.context("the Sync stream ended")?;
+        let Some(sync_response::Body::Welcome(welcome)) = answer.body else {
+            anyhow::bail!("the first answer is not a Welcome")
+        };
+        ensure!(self.agent_id == 0 || self.agent_id == welcome.agent_id, "the agent id changed");
+        self.agent_id = welcome.agent_id;
+        Ok(answers)
+    }
+
     async fn send(&mut self, sender: &mpsc::Sender<Batch>, seq: u64) -> Result<()> {
         let mut batch = request_batch(self.agent_id, seq, self.rows_a_batch, self.second);
         batch.resent = self.open.insert(seq, true).unwrap_or(false);
+        batch.protocol_version = self.protocol_version;
         timeout(ANSWER_TIMEOUT * 4, sender.send(batch)).await??;
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! own with ports of its own, and ends with the test. Leaves out: faults, which `metaflow-chaos` adds.
 
 pub mod cluster;
+pub mod fixture;
 pub mod herd;
 pub mod ledger;
 pub mod process;

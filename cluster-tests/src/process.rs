@@ -38,6 +38,8 @@ pub struct Node {
     grpc_port: u16,
     child: Option<Child>,
     http: reqwest::Client,
+    /// None: that of this workspace.
+    program: Option<PathBuf>,
 }
 
 impl Node {
@@ -68,7 +70,12 @@ impl Node {
         );
         std::fs::write(folder.join("node.toml"), text)?;
         let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).no_proxy().build()?;
-        Ok(Self { folder: folder.to_owned(), http_port, grpc_port, child: None, http })
+        Ok(Self { folder: folder.to_owned(), http_port, grpc_port, child: None, http, program: None })
+    }
+
+    /// Runs another program from the next start on: that of another release.
+    pub fn run_program(&mut self, program: PathBuf) {
+        self.program = Some(program);
     }
 
     /// Starts the process (again) on the same folder and ports, and waits until it is ready.
@@ -81,7 +88,8 @@ impl Node {
     pub fn spawn(&mut self) -> Result<()> {
         ensure!(self.child.is_none(), "the node runs already");
         let log = std::fs::File::options().create(true).append(true).open(self.log())?;
-        let child = Command::new(binary("metaflow"))
+        let program = self.program.clone().unwrap_or_else(|| binary("metaflow"));
+        let child = Command::new(program)
             .args(["node", "--config"])
             .arg(self.folder.join("node.toml"))
             .stdin(Stdio::null())

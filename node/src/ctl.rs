@@ -5,16 +5,25 @@
 
 mod agent;
 mod arguments;
+mod balance;
 mod cert;
 mod client;
+mod debug;
+mod dict;
+mod doctor;
+mod events;
+mod ingest;
 mod member;
 pub(crate) mod observe;
 mod output;
+mod pages;
 mod query;
+mod shard;
 mod status;
 mod table;
 mod token;
 mod top;
+mod wal;
 
 use std::io::{self, Write as _};
 
@@ -47,6 +56,37 @@ enum Verb {
         #[command(subcommand)]
         verb: agent::Verb,
     },
+    /// Where agents belong and why.
+    Shard {
+        #[command(subcommand)]
+        verb: shard::Verb,
+    },
+    /// How evenly the work is spread, and what would move if a node left or came.
+    Balance(balance::Arguments),
+    /// Names and their ids.
+    Dict {
+        #[command(subcommand)]
+        verb: dict::Verb,
+    },
+    /// What waits for the store.
+    Wal {
+        #[command(subcommand)]
+        verb: wal::Verb,
+    },
+    /// Batches of rows on their way.
+    Ingest {
+        #[command(subcommand)]
+        verb: ingest::Verb,
+    },
+    /// Checks every node, its machine and its store, and says what to do.
+    Doctor(doctor::Arguments),
+    /// What happened in the cluster lately.
+    Events(events::Arguments),
+    /// For who is to find out what is wrong.
+    Debug {
+        #[command(subcommand)]
+        verb: debug::Verb,
+    },
     /// Run one SQL statement.
     Query(query::Arguments),
     /// The services that answer requests now: rate, errors, delays, callers.
@@ -70,6 +110,14 @@ pub(crate) async fn run(Arguments { access, verb }: Arguments) -> Result<(), Fai
         Verb::Status(arguments) => status::run(&client()?, arguments).await,
         Verb::Member { verb } => member::run(&client()?, verb).await,
         Verb::Agent { verb } => agent::run(&client()?, verb).await,
+        Verb::Shard { verb } => shard::run(&client()?, verb).await,
+        Verb::Balance(arguments) => balance::run(&client()?, arguments).await,
+        Verb::Dict { verb } => dict::run(&client()?, verb).await,
+        Verb::Wal { verb } => wal::run(&client()?, verb).await,
+        Verb::Ingest { verb } => ingest::run(&client()?, verb).await,
+        Verb::Doctor(arguments) => doctor::run(&client()?, arguments).await,
+        Verb::Events(arguments) => events::run(&client()?, arguments).await,
+        Verb::Debug { verb } => debug::run(&client()?, verb).await,
         Verb::Query(arguments) => query::run(&client()?, arguments).await,
         Verb::Top(arguments) => top::run(&client()?, arguments).await,
         Verb::Cert { verb } => cert::run(verb),

@@ -117,7 +117,6 @@ impl Fleet {
 
     /// Performs a change, or says what it would come to.
     pub(crate) async fn change(&self, change: Change, is_dry: bool) -> Result<Changed, Refusal> {
-        let gathered = self.agents().await;
         let before = self.registry.groups();
         let (registry, now) = (self.registry.clone(), clock::seconds());
         let work = move || {
@@ -131,14 +130,12 @@ impl Fleet {
         let (plan, after, written) = tokio::task::spawn_blocking(work)
             .await
             .map_err(|error| Refusal::Wrong(format!("the change ended with a defect: {error}")))??;
+        // First those who must know; a kill switch does not wait for the count.
         let mut missing = self.tell(written).await;
-        let agents = match gathered {
-            Ok(gathered) => {
-                missing.extend(gathered.missing.into_iter().filter(|node| is_dry && node.node_id != 0));
-                affected(&gathered.agents, &before, &after)
-            }
-            Err(_) => 0,
-        };
+        let agents = self.agents().await.map_or(0, |gathered| {
+            missing.extend(gathered.missing.into_iter().filter(|_| is_dry));
+            affected(&gathered.agents, &before, &after)
+        });
         Ok(Changed { says: plan.says, group: plan.group, agents, is_done: !is_dry, missing })
     }
 }

@@ -18,7 +18,7 @@ mod wal;
 use std::{collections::BTreeMap, time::Duration};
 
 use futures::future::join_all;
-use metaflow_actors::dictionary::NodeId;
+use metaflow_actors::{dictionary::NodeId, store::Store};
 use serde_json::{Value, json};
 
 use crate::{membership::Member, node::Parts};
@@ -31,6 +31,8 @@ pub(crate) use verify::verify;
 
 /// Time for another node to answer: it may read its whole dictionary or ask its store.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+/// Time for a store to answer a small question: one that hangs must not hide what the node itself knows.
+const STORE_WITHIN: Duration = Duration::from_secs(4);
 /// Longest text of a question.
 const ARGUMENT_BYTES_MAX: usize = 4_096;
 
@@ -227,7 +229,12 @@ async fn gather(parts: &Parts, topic: Topic, arguments: &Arguments) -> Result<Ve
     }
     let asked = members.into_iter().map(async |member| {
         let answer = if member.node_id == view.own {
-            answer(parts, topic, arguments).await.map_err(|failure| failure.to_string())
+            let answering = tokio::time::timeout(ANSWER_WITHIN, answer(parts, topic, arguments));
+            let late = || format!("no answer came within {} s", ANSWER_WITHIN.as_secs());
+            answering
+                .await
+                .map_err(|_| late())
+                .and_then(|answer| answer.map_err(|failure| failure.to_string()))
         } else {
             ask(parts, member, topic, arguments).await
         };
@@ -244,6 +251,14 @@ async fn ask(parts: &Parts, member: &Member, topic: Topic, arguments: &Arguments
     let address = member.facts.grpc.ok_or("it does not say where it can be asked")?;
     let peers = &parts.started()?.peers;
     peers.inspect(address, topic.name(), &arguments.0, ANSWER_WITHIN).await
+}
+
+/// A small question to the store of this node.
+async fn ask_store(store: &Store, sql: &str) -> Result<Vec<Vec<String>>, String> {
+    match tokio::time::timeout(STORE_WITHIN, store.rows(sql)).await {
+        Ok(rows) => rows.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("the store gave no answer within {} s", STORE_WITHIN.as_secs())),
+    }
 }
 
 /// What people call a node.

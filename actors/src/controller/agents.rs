@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     time::Duration,
 };
 
@@ -24,11 +25,18 @@ const LOSSES_MAX: usize = 64;
 /// Keys that wait for a restart, and labels, that are kept of an agent.
 const PENDING_MAX: usize = 16;
 const LABELS_MAX: usize = 16;
+/// Agents that are listed at a time: about a third of a millisecond.
+const LIST_MAX: usize = 256;
 
 /// Why an agent is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    #[error("protocol version {0} is not supported, this release speaks {supported}", supported = wire::PROTOCOL_VERSION)]
+    #[error(
+        "protocol version {0} is not supported, this release speaks {oldest} to {newest}: update nodes before agents, and by one \
+         release at a time",
+        oldest = wire::PROTOCOL_VERSION_OLDEST,
+        newest = wire::PROTOCOL_VERSION
+    )]
     Version(u32),
     #[error("the machine id must have 1 to {TEXT_BYTES_MAX} bytes")]
     MachineId,
@@ -265,8 +273,10 @@ impl Agents {
         view::build(&agent.facts, host, dictionary).map(Some)
     }
 
-    pub(super) fn list(&self, now: Instant) -> Vec<AgentSummary> {
-        self.agents.values().map(|agent| summary(agent, now)).collect()
+    /// The next ones behind an id: a part of them, so that others are not kept waiting.
+    pub(super) fn list(&self, after: u32, now: Instant) -> Vec<AgentSummary> {
+        let behind = (Bound::Excluded(after), Bound::Unbounded);
+        self.agents.range(behind).take(LIST_MAX).map(|(_, agent)| summary(agent, now)).collect()
     }
 }
 
@@ -309,7 +319,7 @@ fn shorten(text: &mut String) {
 
 /// A Hello whose texts are safe to keep; a host without a name is called by its machine id.
 pub(super) fn checked(mut hello: wire::Hello) -> Result<wire::Hello, Refusal> {
-    if hello.protocol_version != wire::PROTOCOL_VERSION {
+    if !wire::is_spoken(hello.protocol_version) {
         return Err(Refusal::Version(hello.protocol_version));
     }
     if hello.machine_id.is_empty() || hello.machine_id.len() > TEXT_BYTES_MAX {

@@ -1,6 +1,6 @@
 //! The groups as they are now, followed by whoever speaks to agents.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
@@ -16,6 +16,8 @@ use crate::{
 pub struct Registry {
     documents: Documents,
     current: Arc<watch::Sender<Arc<Groups>>>,
+    /// One reading at a time, so that an earlier one does not come last.
+    reading: Arc<Mutex<()>>,
 }
 
 impl Registry {
@@ -23,7 +25,7 @@ impl Registry {
     pub fn open(disk: Disk, own: NodeId) -> Result<Self, disk::Error> {
         let documents = Documents::open(disk, own)?;
         let (current, _) = watch::channel(Arc::new(documents.read(Groups::of)));
-        Ok(Self { documents, current: Arc::new(current) })
+        Ok(Self { documents, current: Arc::new(current), reading: Arc::default() })
     }
 
     pub fn groups(&self) -> Arc<Groups> {
@@ -74,6 +76,7 @@ impl Registry {
     }
 
     fn refresh(&self) {
+        let _one = self.reading.lock().unwrap_or_else(PoisonError::into_inner);
         self.current.send_replace(Arc::new(self.documents.read(Groups::of)));
     }
 }

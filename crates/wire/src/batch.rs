@@ -5,8 +5,8 @@
 use prost::Message;
 
 use crate::{
-    BATCH_BYTES_MAX, BATCH_ROWS_MAX, Batch, COLUMNS_BYTES_MAX, Columns, PROTOCOL_VERSION, Table,
-    columns::Rows,
+    BATCH_BYTES_MAX, BATCH_ROWS_MAX, Batch, COLUMNS_BYTES_MAX, Columns, PROTOCOL_VERSION,
+    PROTOCOL_VERSION_OLDEST, Table, columns::Rows, is_spoken,
 };
 
 /// zstd level 1: on row columns it is within 8 % of level 3's size at about half of its CPU.
@@ -15,7 +15,10 @@ const COMPRESSION_LEVEL: i32 = 1;
 /// Why a batch cannot be read. The sender is at fault: sending it again will not help.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum MalformedBatch {
-    #[error("protocol version {0} is not supported, this release speaks {PROTOCOL_VERSION}")]
+    #[error(
+        "protocol version {0} is not supported, this release speaks {PROTOCOL_VERSION_OLDEST} to {PROTOCOL_VERSION}: update nodes \
+         before agents, and by one release at a time"
+    )]
     Version(u32),
     #[error("payload of {0} bytes exceeds the limit of {BATCH_BYTES_MAX}")]
     PayloadSize(usize),
@@ -57,7 +60,7 @@ pub fn seal(agent_id: u32, seq: u64, table: Table, rows: u32, columns: &Columns)
 
 /// Unpacks a batch that came from outside.
 pub fn open(batch: &Batch) -> Result<(Table, Columns), MalformedBatch> {
-    if batch.protocol_version != PROTOCOL_VERSION {
+    if !is_spoken(batch.protocol_version) {
         return Err(MalformedBatch::Version(batch.protocol_version));
     }
     if batch.payload.len() > BATCH_BYTES_MAX {
@@ -116,6 +119,16 @@ mod tests {
         assert_eq!(table, Table::L7FlowLog);
         assert_eq!(columns.strings[1], "GET");
         assert_eq!(batch.seq, (3 << 32) + 9);
+    }
+
+    #[test]
+    fn batches_of_the_previous_release_are_read() {
+        let batch = Batch { protocol_version: PROTOCOL_VERSION_OLDEST, ..sealed() };
+        assert_eq!(open(&batch).unwrap().0, Table::L7FlowLog);
+        for version in [0, PROTOCOL_VERSION + 1] {
+            let refused = open(&Batch { protocol_version: version, ..sealed() }).unwrap_err().to_string();
+            assert!(refused.contains("update nodes before agents"), "{refused}");
+        }
     }
 
     #[test]

@@ -19,11 +19,19 @@ mod generated {
 }
 pub use generated::*;
 
-/// Version of the protocol spoken by this release; a node reads this and the previous one.
-pub const PROTOCOL_VERSION: u32 = 1;
+/// Version of the protocol spoken by this release. It rises with a release whose messages mean more than those before, so that each side
+/// knows what the other can understand:
+/// 1. identity, facts, heartbeats, batches with two acknowledgements.
+/// 2. agents keep their id on every node and are told where they belong; batches say that they come again.
+pub const PROTOCOL_VERSION: u32 = 2;
 
-/// The oldest version that a node of this release answers.
+/// The oldest version that a node of this release answers: that of the previous release.
 pub const PROTOCOL_VERSION_OLDEST: u32 = 1;
+
+/// Whether a node of this release answers who speaks this version.
+pub const fn is_spoken(version: u32) -> bool {
+    version >= PROTOCOL_VERSION_OLDEST && version <= PROTOCOL_VERSION
+}
 
 /// Largest compressed payload of one batch. Bounds what one message can make a node hold.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;

@@ -136,7 +136,7 @@ impl Cluster {
             weight: self.weight,
             grpc: reached(grpc),
             http: reached(http),
-            protocol: (metaflow_wire::PROTOCOL_VERSION, metaflow_wire::PROTOCOL_VERSION),
+            protocol: (metaflow_wire::PROTOCOL_VERSION_OLDEST, metaflow_wire::PROTOCOL_VERSION),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Facts::default()
         }

@@ -50,8 +50,7 @@ pub(crate) struct Agent {
     pub(crate) kernel: String,
     pub(crate) architecture: String,
     /// Groups of whose rollouts it is part, with the version.
-    #[serde(skip)]
-    pub(crate) trials: Vec<(String, u64)>,
+    pub(crate) rollouts: Vec<(String, u64)>,
 }
 
 impl Agent {
@@ -104,7 +103,7 @@ impl Agent {
             connections: state.connections,
             kernel: hello.kernel_release,
             architecture: hello.architecture,
-            trials: wanted.trials.iter().map(|(group, version)| (group.to_string(), *version)).collect(),
+            rollouts: wanted.trials.iter().map(|(group, version)| (group.to_string(), *version)).collect(),
         }
     }
 

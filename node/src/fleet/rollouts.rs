@@ -60,7 +60,7 @@ fn samples(agents: &[Agent], group: &str, version: u64, is_within: impl Fn(&Agen
             let refused = (agent.config_state == "refused").then(|| agent.config_error.clone());
             Sample {
                 agent_id: agent.agent_id,
-                is_new: agent.trials.iter().any(|trial| trial.0 == group && trial.1 == version),
+                is_new: agent.rollouts.iter().any(|trial| trial.0 == group && trial.1 == version),
                 is_there,
                 refused,
                 // Switched off by an operator is no trouble of the version.

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    grpc::fleet::Service,
+    grpc::{Secret, fleet::Service},
     node::Guide,
     observe::{Filter, Part},
 };
@@ -35,7 +35,7 @@ struct Member {
 }
 
 impl Member {
-    async fn start(number: u16) -> Self {
+    async fn start(number: u16, secret: Option<Secret>) -> Self {
         let own = NodeId::new(number).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let disk = Disk::open(folder.path()).unwrap();
@@ -53,7 +53,7 @@ impl Member {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let service = Service { fleet: fleet.clone(), secret: None, stop: CancellationToken::new() };
+        let service = Service { fleet: fleet.clone(), secret, stop: CancellationToken::new() };
         let serving = tonic::transport::Server::builder()
             .add_service(FleetServiceServer::new(service))
             .serve_with_incoming(TcpListenerStream::new(listener));
@@ -101,7 +101,7 @@ impl Drop for Member {
 }
 
 async fn members<const N: usize>() -> [Member; N] {
-    let members = futures::future::join_all((1..=N).map(|at| Member::start(at as u16))).await;
+    let members = futures::future::join_all((1..=N).map(|at| Member::start(at as u16, None))).await;
     let members: [Member; N] = members.try_into().ok().unwrap();
     meet(&members, &(0..N).collect::<Vec<_>>());
     members
@@ -147,15 +147,37 @@ async fn what_one_node_is_told_counts_on_all_and_after_a_split_all_agree() {
     nodes[2].fleet.change(make("db"), false).await.unwrap();
     assert!(nodes[2].group_of("a").contains("20") && nodes[0].group_of("a").contains("10"));
     meet(&nodes, &[0, 1, 2]);
-    let digests = |at: usize| nodes[at].fleet.registry.documents().digests();
-    until("agreement", async || digests(0) == digests(1) && digests(1) == digests(2)).await;
-    // Both wrote second: the higher node wins, on every node.
-    for node in &nodes {
-        assert!(node.group_of("a").contains("20"), "{}", node.group_of("a"));
+    let digests = |node: &Member| node.fleet.registry.documents().digests();
+    let names = |node: &Member| {
         let groups = node.fleet.registry.groups();
-        let names: Vec<&str> = groups.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["db", "default", "web"]);
-    }
+        groups.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    // Both wrote second: the higher node wins, on every node.
+    let is_agreed = |node: &Member| {
+        node.group_of("a").contains("20")
+            && names(node) == ["db", "default", "web"]
+            && digests(node) == digests(&nodes[0])
+    };
+    until("agreement", async || nodes.iter().all(is_agreed)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_show_the_secret_sets_nothing_and_sees_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("secret");
+    std::fs::write(&file, "1".repeat(32)).unwrap();
+    let nodes = [Member::start(1, None).await, Member::start(2, Some(Secret::load(file).unwrap())).await];
+    meet(&nodes, &[0, 1]);
+    let changed = nodes[0].set("enabled = false").await;
+    assert!(changed.missing.iter().all(|node| node.reason.contains("secret")) && changed.missing.len() == 1);
+    assert!(nodes[0].fleet.agents().await.unwrap().missing[0].reason.contains("secret"));
+    let mut client = nodes[0].fleet.peers.fleet(nodes[1].address).unwrap();
+    let code = |status: Status| status.code();
+    let observed = client.observe(Filter::default().to_wire()).await.map(drop).map_err(code);
+    let compared = client.compare_documents(metaflow_wire::CompareDocumentsRequest::default()).await;
+    let refused = Err(tonic::Code::Unauthenticated);
+    assert_eq!((observed, compared.map(drop).map_err(code)), (refused, refused));
+    assert!(!nodes[1].group_of("a").contains("enabled"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use metaflow_actors::{
 use metaflow_schema::{enums::Kind, tables::DICTIONARY};
 use serde_json::{Value, json};
 
-use super::{Answer, Arguments, Failure, Topic, gather, node_name, unanswered};
+use super::{Answer, Arguments, Failure, Topic, ask_store, gather, node_name, unanswered};
 use crate::node::Parts;
 
 /// Share of a range of ids from which on it is time to think of another node id.
@@ -72,14 +72,12 @@ pub(super) async fn id(parts: &Parts, arguments: &Arguments) -> Answer {
         "SELECT DISTINCT hex(name) FROM {}.`{}` WHERE kind = {} AND id = {id} LIMIT 10",
         DICTIONARY.database, DICTIONARY.name, kind as u8
     );
-    let stored = running
-        .store
-        .rows(&sql)
+    let stored = ask_store(&running.store, &sql)
         .await
         .map(|rows| rows.iter().filter_map(|row| from_hex(row.first()?)).collect::<Vec<String>>());
     let (stored, store_error) = match stored {
         Ok(names) => (names, None),
-        Err(error) => (vec![], Some(error.to_string())),
+        Err(error) => (vec![], Some(error)),
     };
     Ok(json!({ "name": name, "canonical_id": canonical, "stored_names": stored, "store_error": store_error }))
 }

@@ -51,7 +51,8 @@ pub(super) fn lines(arguments: &Arguments) -> Answer {
 pub(super) fn settings(parts: &Parts) -> Value {
     json!({
         "version": env!("CARGO_PKG_VERSION"),
-        "protocol": [metaflow_wire::PROTOCOL_VERSION, metaflow_wire::PROTOCOL_VERSION],
+        "disk_format": metaflow_actors::disk::FORMAT,
+        "protocol": [metaflow_wire::PROTOCOL_VERSION_OLDEST, metaflow_wire::PROTOCOL_VERSION],
         "configuration": format!("{:#?}", parts.config()),
     })
 }

@@ -4,7 +4,7 @@ use metaflow_actors::{ingester::Found, rows::BatchId, store::Store, underway::St
 use metaflow_schema::{TABLES, Table, tables::Partition};
 use serde_json::{Map, Value, json};
 
-use super::{Answer, Answered, Arguments, Failure, Topic, gather, unanswered};
+use super::{Answer, Answered, Arguments, Failure, Topic, ask_store, gather, unanswered};
 use crate::{
     config,
     node::{Parts, Running},
@@ -83,7 +83,7 @@ fn stage(running: &Running, id: BatchId) -> &'static str {
 async fn stored(store: &Store, id: BatchId) -> Result<Map<String, Value>, String> {
     let tables = || TABLES.into_iter().filter(|table| table.partition != Partition::None);
     let sql = tables().map(|table| count_sql(table, id)).collect::<Vec<_>>().join(" UNION ALL ");
-    let rows = store.rows(&sql).await.map_err(|error| error.to_string())?;
+    let rows = ask_store(store, &sql).await?;
     let mut stored = Map::new();
     for row in rows {
         if let [table, count] = row.as_slice()
@@ -108,7 +108,9 @@ pub(crate) async fn trace(parts: &Parts, arguments: &Arguments) -> Answer {
     let id = batch_id(arguments)?;
     let mut answers = gather(parts, Topic::Batch, arguments).await?;
     // A store that is shared is asked once.
-    if let Some(own) = answers.iter_mut().find(|answered| answered.node_id == parts.config().node_id) {
+    let is_shared = matches!(parts.config().store, config::Store::Server { .. });
+    let own = answers.iter_mut().find(|answered| answered.node_id == parts.config().node_id);
+    if let Some(own) = own.filter(|_| is_shared) {
         let asked = batch(parts, &arguments.clone().with("store", "yes")).await;
         own.answer = asked.map_err(|failure| failure.to_string());
     }

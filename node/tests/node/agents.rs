@@ -1,6 +1,11 @@
 //! Agents over gRPC: rows come in, acknowledgements go out, names come out of SQL; what is wrong is refused with its reason.
 
-use metaflow_wire::{SyncRequest, seq};
+use metaflow_wire::{
+    Heartbeat, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST, SyncRequest, seq, sync_request,
+    sync_response,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 
 use crate::kit::{Node, PATIENCE, acks_until, covers, requests};
 
@@ -44,6 +49,55 @@ async fn rows_become_named_answers_and_survive_a_restart() {
     let count = "SELECT Count(row) FROM l7_flow_log WHERE time > now() - 600";
     assert_eq!(node.sql("flow_log", count).await.rows()[0][0], 7);
     assert_eq!(node.agent_id("machine-1").await, agent_id, "an agent keeps its id");
+    assert_eq!(node.terminate().await, Some(0));
+}
+
+/// Neighbouring releases work together: nodes are updated first, so agents of the release before come to them.
+#[tokio::test]
+async fn an_agent_of_the_previous_release_is_served_in_its_own_version() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path()).await;
+    let hello = |protocol_version| {
+        let hello = Hello {
+            protocol_version,
+            machine_id: "old-machine".to_owned(),
+            hostname: "old".to_owned(),
+            agent_version: "0.0.9".to_owned(),
+            ..Default::default()
+        };
+        SyncRequest { body: Some(sync_request::Body::Hello(hello)) }
+    };
+    let (sender, requests_of_agent) = mpsc::channel(4);
+    sender.send(hello(PROTOCOL_VERSION_OLDEST)).await.unwrap();
+    let mut answers =
+        node.agent().await.sync(ReceiverStream::new(requests_of_agent)).await.unwrap().into_inner();
+    let Some(sync_response::Body::Welcome(welcome)) = answers.message().await.unwrap().unwrap().body else {
+        panic!("no Welcome")
+    };
+    assert_eq!(welcome.protocol_version, PROTOCOL_VERSION_OLDEST);
+    let beat = SyncRequest { body: Some(sync_request::Body::Heartbeat(Heartbeat::default())) };
+    sender.send(beat).await.unwrap();
+    loop {
+        match answers.message().await.unwrap().unwrap().body {
+            Some(sync_response::Body::Heartbeat(_)) => break,
+            // What such an agent knows as well.
+            Some(sync_response::Body::Config(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    let (batches, mut acks) = node.ingest().await;
+    let mut batch = requests(welcome.agent_id, seq(1, 1), 3, now());
+    batch.protocol_version = PROTOCOL_VERSION_OLDEST;
+    batches.send(batch).await.unwrap();
+    acks_until(&mut acks, |ack| covers(&ack.committed, seq(1, 1))).await;
+
+    for version in [PROTOCOL_VERSION_OLDEST - 1, PROTOCOL_VERSION + 1] {
+        let mut answers =
+            node.agent().await.sync(tokio_stream::once(hello(version))).await.unwrap().into_inner();
+        let refused = answers.message().await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+        assert!(refused.message().contains("update nodes before agents"), "{refused}");
+    }
     assert_eq!(node.terminate().await, Some(0));
 }
 

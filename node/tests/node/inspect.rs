@@ -1,10 +1,11 @@
-//! What an operator may ask about the inside of a cluster: two real nodes, each asked about both, over HTTP.
+//! What an operator may ask about the inside of a cluster: two real nodes, each asked about both, over HTTP and by `metaflow ctl`.
 
-use std::{path::Path, time::Duration};
+use std::{io::Read as _, path::Path, time::Duration};
 
 use metaflow_wire::{
     Batch, Hello, PROTOCOL_VERSION, SyncRequest, SyncResponse, seq, sync_request, sync_response,
 };
+use rustix::process::Signal;
 use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -12,7 +13,7 @@ use tonic::Streaming;
 
 use crate::{
     agents::now,
-    kit::{Node, PATIENCE, acks_until, covers, free_udp_ports, requests},
+    kit::{Node, PATIENCE, acks_until, covers, free_udp_ports, program, requests},
 };
 
 /// Polls a page until it is as wanted.
@@ -91,17 +92,111 @@ async fn any_node_says_where_agents_batches_and_names_are() {
     sender.send(damaged).await.unwrap();
     acks_until(&mut acks, |ack| ack.rejected.iter().any(|rejection| rejection.seq == seq(1, 2))).await;
     batches(&two, agent_id).await;
+    // A store that stands still: the batch is on its way, and nobody has to guess where.
+    one.signal_engine(Signal::STOP);
+    sender.send(requests(agent_id, seq(1, 4), 2, now())).await.unwrap();
+    let path = format!("/v1/ingest/trace?agent={agent_id}&seq=1:4");
+    let part = "in the log of n1 since";
+    let trace = until(&two, &path, |page| page["nodes"][0]["state"] == "inserting").await;
+    assert!(trace["conclusion"].as_str().unwrap().contains(part), "{trace}");
+    let wal =
+        until(&two, "/v1/wal", |page| page["nodes"][0]["answer"]["oldest_seconds"].as_f64() > Some(0.5))
+            .await;
+    assert_eq!(
+        (&wal["nodes"][0]["answer"]["batches"], &wal["nodes"][0]["answer"]["writing"]),
+        (&1.into(), &1.into())
+    );
+    one.signal_engine(Signal::CONT);
+    until(&two, &path, |page| page["is_stored"] == true).await;
     names(&two, &one).await;
     machines(&two).await;
     happenings(&two, &one).await;
     wrong_questions(&two).await;
+    commands(&two, agent_id, folders[0].path()).await;
 
     drop(one);
     let silent = until(&two, "/v1/wal", |page| page["nodes"][0]["unanswered"].is_string()).await;
     assert_eq!(silent["nodes"][1]["answer"]["state"], "open", "the others answer all the same: {silent}");
     let trace = two.page(&format!("/v1/ingest/trace?agent={agent_id}&seq=9:9")).await.body;
     assert!(trace["conclusion"].as_str().unwrap().contains("1 nodes did not answer"), "{trace}");
+    let (code, text) = two.ctl(&["wal", "status"]).await;
+    assert!(code == Some(3) && text.contains("n1: "), "{text}");
     assert_eq!(two.terminate().await, Some(0));
+}
+
+/// Every verb against the node that has none of it.
+async fn commands(node: &Node, agent_id: u32, folder: &Path) {
+    let agent = agent_id.to_string();
+    let bundle = folder.join("bundle.tar.gz").display().to_string();
+    for (arguments, code, part) in [
+        (&["shard", "explain", "machine-1-host"][..], 0, "it is connected to n1"),
+        (&["shard", "explain", "nobody"], 1, "no node knows"),
+        (&["balance", "--without", "n1"], 0, "would move"),
+        (&["dict", "stats"], 0, "IDS USED"),
+        (&["dict", "lookup", "agent", "machine-1"], 0, "partition"),
+        (&["dict", "resolve", "agent", &agent, "-o", "json"], 0, "\"machine-1\""),
+        (&["dict", "verify"], 0, "0 of 1024 partitions differ"),
+        (&["wal", "status", "-o", "wide"], 0, "SYNCS"),
+        (&["ingest", "trace", &agent, "1:1"], 0, "stored: 7 rows"),
+        (&["ingest", "trace", &agent, "1:9"], 3, "not seen"),
+        (&["doctor", "--node", "n1"], 0, "disk sync"),
+        (&["events", "--kind", "agent"], 0, "connected"),
+        (&["debug", "bundle", "--file", &bundle], 0, "bundle.tar.gz"),
+        (&["debug", "bundle", "--file", &bundle], 1, "failed to write"),
+    ] {
+        let (found, text) = node.ctl(arguments).await;
+        assert_eq!(found, Some(code), "{arguments:?}: {text}");
+        assert!(text.contains(part), "{arguments:?}: {text}");
+    }
+}
+
+/// A node that waits for its store is asked for everything: no secret of it comes out.
+#[tokio::test]
+async fn no_secret_is_in_a_bundle() {
+    let folder = tempfile::tempdir().unwrap();
+    let tokens = folder.path().join("tokens");
+    let created = tokio::process::Command::new(program())
+        .args(["ctl", "token", "create", "--name", "operator", "--scope", "read", "--file"])
+        .arg(&tokens)
+        .output();
+    let token = String::from_utf8(created.await.unwrap().stdout).unwrap().trim().to_owned();
+    let (cluster, password) = ("the-secret-of-the-cluster-0123456789abcdef", "the password of the store");
+    let secret_file = folder.path().join("secret");
+    std::fs::write(&secret_file, cluster).unwrap();
+    // The first line stands in the section [http].
+    let settings = format!(
+        "tokens_file = {tokens:?}\n[cluster]\nsecret_file = {secret_file:?}\n\
+         [store]\nmode = \"server\"\nurls = [\"http://127.0.0.1:1\"]\npassword = \"{password}\"\n"
+    );
+    let node = Node::spawn_with(folder.path(), "", &settings).await;
+    let file = folder.path().join("bundle.tar.gz");
+    let (code, text) =
+        node.ctl(&["debug", "bundle", "--file", &file.display().to_string(), "--token", &token]).await;
+    assert_eq!(code, Some(3), "what needs the store is missing: {text}");
+    let stored = std::fs::read_to_string(&tokens).unwrap();
+    let digest = stored.split('"').find(|part| part.len() == 64).expect("a digest is in the file");
+    let mut names = Vec::new();
+    let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(std::fs::File::open(&file).unwrap()));
+    for entry in archive.entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut text = String::new();
+        entry.read_to_string(&mut text).unwrap();
+        let name = entry.path().unwrap().display().to_string();
+        for secret in [cluster, password, &token, digest] {
+            assert!(!text.contains(secret), "{name} has {secret}");
+        }
+        names.push(name);
+    }
+    for name in [
+        "status.json",
+        "members.json",
+        "doctor.json",
+        "node-1/log.txt",
+        "node-1/configuration.txt",
+        "node-1/metrics.txt",
+    ] {
+        assert!(names.contains(&format!("metaflow-bundle/{name}")), "{name} is not in {names:?}");
+    }
 }
 
 /// The agent is connected to the other node, and both its names find it.

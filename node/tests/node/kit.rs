@@ -72,7 +72,7 @@ fn configure_with(folder: &Path, before: &str, after: &str) -> (PathBuf, String,
     let file = folder.join("node.toml");
     let data = folder.join("data");
     let text = format!(
-        "{before}data_dir = {:?}\n[http]\nlisten = \"{http}\"\n[grpc]\nlisten = \"{grpc}\"\n{after}",
+        "{before}data_dir = {:?}\n[grpc]\nlisten = \"{grpc}\"\n[http]\nlisten = \"{http}\"\n{after}",
         data.to_str().unwrap()
     );
     std::fs::write(&file, text).unwrap();
@@ -87,6 +87,15 @@ impl Node {
 
     /// The same with more lines of configuration, before the sections and after them.
     pub(crate) async fn start_with(folder: &Path, before: &str, after: &str) -> Self {
+        Self::start_until(folder, before, after, "/health/ready").await
+    }
+
+    /// A node that answers, and may wait for something.
+    pub(crate) async fn spawn_with(folder: &Path, before: &str, after: &str) -> Self {
+        Self::start_until(folder, before, after, "/health/live").await
+    }
+
+    async fn start_until(folder: &Path, before: &str, after: &str, page: &str) -> Self {
         let (file, url, grpc) = configure_with(folder, before, after);
         let child = Command::new(program())
             .args(["node", "--config"])
@@ -99,7 +108,7 @@ impl Node {
         let mut node = Self { child, url, grpc, http };
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Ok(answer) = node.http.get(format!("{}/health/ready", node.url)).send().await
+            if let Ok(answer) = node.http.get(format!("{}{page}", node.url)).send().await
                 && answer.status().is_success()
             {
                 return node;
@@ -109,6 +118,19 @@ impl Node {
             assert!(Instant::now() < deadline, "the node is not ready: {}", log());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
+    }
+
+    /// Signals the engine, which is the node's child.
+    pub(crate) fn signal_engine(&self, signal: Signal) {
+        let node = self.child.id().unwrap();
+        let threads = std::fs::read_dir(format!("/proc/{node}/task")).unwrap().flatten();
+        let children =
+            threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+        let pids: Vec<i32> = children
+            .flat_map(|pids| pids.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>())
+            .collect();
+        assert_eq!(pids.len(), 1, "the engine is the only child");
+        kill_process(Pid::from_raw(pids[0]).unwrap(), signal).unwrap();
     }
 
     /// SIGTERM; the exit code.
@@ -130,6 +152,15 @@ impl Node {
         let answer = self.http.get(format!("{}{path}", self.url)).send().await.unwrap();
         let status = answer.status().as_u16();
         Answer { status, body: answer.json().await.unwrap() }
+    }
+
+    /// Exit code of a command of `metaflow ctl`, and what it printed.
+    pub(crate) async fn ctl(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let command =
+            Command::new(program()).arg("ctl").args(arguments).env("METAFLOW_URL", &self.url).output();
+        let output = command.await.unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&text).into_owned())
     }
 
     /// One figure of /metrics.

@@ -6,7 +6,7 @@ use metaflow_actors::store::embedded;
 use metaflow_schema::TABLES;
 
 use super::{Check, judge};
-use crate::{config, node::Parts};
+use crate::{config, inspect::ask_store, node::Parts};
 
 /// Whether the store answers, and its tables are as exactly-once storing needs them.
 pub(super) async fn store(parts: &Parts) -> Vec<Check> {
@@ -25,7 +25,7 @@ pub(super) async fn store(parts: &Parts) -> Vec<Check> {
             return checks;
         }
     };
-    match running.store.rows("SELECT version()").await {
+    match ask_store(&running.store, "SELECT version()").await {
         Ok(rows) => {
             let version = rows.first().and_then(|row| row.first()).map_or("?", String::as_str);
             checks.push(Check::ok("store", format!("ClickHouse {version} answers")));
@@ -36,7 +36,7 @@ pub(super) async fn store(parts: &Parts) -> Vec<Check> {
         }
     }
     let sql = "SELECT database, name, engine_full FROM system.tables WHERE database LIKE 'flow_%'";
-    match running.store.rows(sql).await {
+    match ask_store(&running.store, sql).await {
         Ok(rows) => {
             let engines: HashMap<(&str, &str), &str> = rows
                 .iter()
