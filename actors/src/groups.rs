@@ -42,6 +42,7 @@ pub struct Wanted {
     pub version: String,
     /// Groups of whose rollouts it is part.
     pub trials: Vec<(Arc<str>, u64)>,
+    /// The kill switch, or the settings, say so.
     pub is_off: bool,
 }
 
@@ -156,6 +157,7 @@ impl Groups {
         let recipe = (Arc::clone(&group), mask, is_off);
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         let config = made.entry(recipe).or_insert_with(|| Arc::new(configuration(chain, mask, is_off)));
+        let is_off = Remote::is_off(&config.toml);
         Wanted { group, config: Arc::clone(config), version, trials, is_off }
     }
 }

@@ -28,7 +28,7 @@ pub mod reason {
     pub const REJECTED: &str = "rejected";
     /// A batch was beyond the limits of the wire.
     pub const BATCH_TOO_LARGE: &str = "batch_too_large";
-    /// Packets that were not looked at because the agent was over its ceilings.
+    /// Packets that were not looked at because the agent was over its ceilings, or switched off.
     pub const SHED_PACKETS: &str = "shed_packets";
     /// Packets that the kernel dropped before the agent read them.
     pub const KERNEL_DROPS: &str = "kernel_drops";

@@ -22,7 +22,11 @@ use metaflow_wire::{AgentState, ListAgentsRequest};
 use serde::Serialize;
 use tonic::Status;
 
-use crate::{clock, peers::Peers};
+use crate::{
+    clock,
+    events::{self, Events},
+    peers::Peers,
+};
 
 pub(crate) use agent::Agent;
 
@@ -40,6 +44,7 @@ pub(crate) struct Fleet {
     pub(crate) dictionary: Dictionary,
     pub(crate) tap: Arc<Tap>,
     pub(crate) peers: Peers,
+    pub(crate) events: Events,
 }
 
 /// A node that did not answer.
@@ -130,6 +135,13 @@ impl Fleet {
         let (plan, after, written) = tokio::task::spawn_blocking(work)
             .await
             .map_err(|error| Refusal::Wrong(format!("the change ended with a defect: {error}")))??;
+        if !is_dry {
+            self.events.record(
+                events::Kind::Config,
+                plan.group.as_deref().unwrap_or("agents"),
+                plan.says.join("; "),
+            );
+        }
         // First those who must know; a kill switch does not wait for the count.
         let mut missing = self.tell(written).await;
         let agents = self.agents().await.map_or(0, |gathered| {

@@ -278,6 +278,26 @@ async fn a_full_controller_forgets_who_was_not_heard_since_its_start() {
     assert_eq!(machines, ["m2"]);
 }
 
+#[tokio::test]
+async fn very_many_agents_are_listed_in_parts_each_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let disk = Disk::open(folder.path()).unwrap();
+    let names = dictionary(&disk);
+    let (controller, _) = Controller::start(Config::default(), disk, names).await.unwrap();
+    assert_eq!(controller.agents().await.unwrap(), []);
+    let machines: Vec<String> = (0..600).map(|at| format!("m{at:03}")).collect();
+    let mut greetings = tokio::task::JoinSet::new();
+    for machine in machines.clone() {
+        let controller = controller.clone();
+        greetings.spawn(async move { controller.hello(hello(&machine)).await.unwrap() });
+    }
+    greetings.join_all().await;
+    let mut listed: Vec<String> =
+        controller.agents().await.unwrap().into_iter().map(|agent| agent.machine_id).collect();
+    listed.sort_unstable();
+    assert_eq!(listed, machines);
+}
+
 /// Names are asked for in one question, so that new ones cost one sync.
 #[test]
 fn a_view_asks_the_dictionary_once() {

@@ -141,10 +141,12 @@ impl Feed {
         self.traffic_now = 0;
     }
 
-    fn count(&mut self, statistics: Statistics) {
+    /// While nothing is captured, what the kernel drops is what the agent was told to leave out.
+    fn count(&mut self, statistics: Statistics, level: Level) {
         let dropped = statistics.dropped.saturating_sub(self.counted.dropped);
         Metrics::add(&self.metrics.kernel_drops, dropped);
-        self.metrics.lose(reason::KERNEL_DROPS, dropped);
+        let why = if level >= Level::Stop { reason::SHED_PACKETS } else { reason::KERNEL_DROPS };
+        self.metrics.lose(why, dropped);
         self.counted = statistics;
     }
 }
@@ -184,7 +186,7 @@ pub fn capture(
         if let Some(clock) = clock {
             feed.tick(clock());
         }
-        feed.count(source.statistics());
+        feed.count(source.statistics(), level);
         match progress {
             Ok(Progress::Frames | Progress::Idle) => {}
             Ok(Progress::End) => break,

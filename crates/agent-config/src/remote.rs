@@ -59,6 +59,11 @@ impl Remote {
         Self { table: Table::from_iter([("enabled".to_owned(), Value::Boolean(false))]) }
     }
 
+    /// Whether a document of [`Remote::to_toml`] switches agents off. Cheap: keys of no section come first.
+    pub fn is_off(toml: &str) -> bool {
+        toml.lines().take_while(|line| !line.starts_with('[')).any(|line| line == "enabled = false")
+    }
+
     pub fn is_empty(&self) -> bool {
         self.table.is_empty()
     }
@@ -190,6 +195,8 @@ mod tests {
         let again = Remote::parse(&parent.with(&child).to_toml()).unwrap();
         assert_eq!(again, parent.with(&child));
         assert_eq!(child.lines(), ["guard.cpu_percent_max = 20"]);
+        assert!(Remote::is_off(&parent.with(&child).to_toml()) && !Remote::is_off(&child.to_toml()));
+        assert!(Remote::is_off(&child.with(&Remote::off()).to_toml()));
         assert!(Remote::parse("# nothing").unwrap().is_empty());
     }
 

@@ -56,15 +56,16 @@ fn samples(agents: &[Agent], group: &str, version: u64, is_within: impl Fn(&Agen
     let of_group = agents.iter().filter(|agent| is_within(agent));
     of_group
         .map(|agent| {
-            let is_there = matches!(agent.config_state, "applied" | "restart");
+            // Who is switched off, by an operator or by the version itself, sheds and loses everything: no sign of trouble.
+            let is_off = agent.status == "disabled";
+            let is_there = !is_off && matches!(agent.config_state, "applied" | "restart");
             let refused = (agent.config_state == "refused").then(|| agent.config_error.clone());
             Sample {
                 agent_id: agent.agent_id,
                 is_new: agent.rollouts.iter().any(|trial| trial.0 == group && trial.1 == version),
                 is_there,
                 refused,
-                // Switched off by an operator is no trouble of the version.
-                is_shedding: agent.shedding > 0 && agent.status != "disabled",
+                is_shedding: agent.shedding > 0,
                 lost_rows: agent.lost_rows,
                 connections: agent.connections,
                 silent_seconds: agent.silent_seconds.unwrap_or(u64::MAX),

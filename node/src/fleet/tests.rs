@@ -50,6 +50,7 @@ impl Member {
             dictionary,
             tap: Arc::default(),
             peers: Peers::new(own, receiver, None, None),
+            events: Events::default(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -130,6 +131,8 @@ async fn what_one_node_is_told_counts_on_all_and_after_a_split_all_agree() {
     let nodes: [Member; 3] = members().await;
     let changed = nodes[0].set("enabled = false").await;
     assert_eq!(changed.missing, []);
+    let (events, _) = nodes[0].fleet.events.after(0, Some(events::Kind::Config), 9);
+    assert!(events[0].text.contains("default@1") && events.len() == 1, "{events:?}");
     for node in &nodes {
         assert!(node.group_of("a").contains("enabled = false"), "told before the operator has the answer");
     }

@@ -74,6 +74,7 @@ pub(super) async fn start(
         dictionary: pipeline.dictionary.clone(),
         tap: Arc::clone(&pipeline.tap),
         peers: peers.clone(),
+        events: parts.events().clone(),
     };
     let names = tokio::spawn(peers.clone().keep_alike(pipeline.dictionary.clone()));
     let documents = tokio::spawn(fleet.clone().keep_alike());

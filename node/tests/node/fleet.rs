@@ -127,13 +127,13 @@ async fn configured(
     assert!(code == 1 && error.contains("guard.cpu_percent") && error.contains("cpu_percent_max"), "{error}");
     std::fs::write(&file, "[guard]\ncpu_percent_max = 20\n").unwrap();
     let dry = done(&format!("{set} --dry-run")).await;
-    assert!(dry.contains("+ guard.cpu_percent_max = 20") && dry.contains("1 agents would change"), "{dry}");
+    assert!(dry.contains("+ guard.cpu_percent_max = 20") && dry.contains("1 agent would get"), "{dry}");
     assert_eq!(*web.borrow(), "");
     let note = ["--note", "for the weekend", "--wait"];
     let arguments: Vec<&str> =
         ["ctl", "agent"].into_iter().chain(set.split_whitespace()).chain(note).collect();
     let (code, out, error) = metaflow(node, &arguments).await;
-    assert!(code == 0 && out.contains("1 agents changes"), "{out} {error}");
+    assert!(code == 0 && out.contains("1 agent get"), "{out} {error}");
     got(web, "cpu_percent_max = 20").await;
     assert_eq!(*db.borrow(), "", "another group's settings");
 
@@ -156,7 +156,7 @@ async fn configured(
 
 async fn switched(node: &Node, web: &mut watch::Receiver<String>, db: &mut watch::Receiver<String>) {
     let (code, out, error) = metaflow(node, &["ctl", "agent", "disable", "--all", "--wait"]).await;
-    assert!(code == 0 && out.contains("2 agents"), "{out} {error}");
+    assert!(code == 0 && out.contains("2 agents get"), "{out} {error}");
     got(web, "enabled = false").await;
     got(db, "enabled = false").await;
     metaflow(node, &["ctl", "agent", "enable", "--all", "--wait"]).await;

@@ -227,8 +227,9 @@ async fn perform(client: &Client, change: &Change, dry_run: &DryRun) -> Result<(
     let Changed { says, agents, missing } =
         client.send(Method::POST, "/v1/agent-groups", Some(&question)).await?;
     let mut text = says.join("\n");
-    let word = if dry_run.dry_run { "would change (nothing was done)" } else { "changes" };
-    text.push_str(&format!("\nthe configuration of {agents} agents {word}\n"));
+    let word = if dry_run.dry_run { "would get" } else { "get" };
+    let noun = if agents == 1 { "agent" } else { "agents" };
+    text.push_str(&format!("\n{agents} {noun} {word} another configuration\n"));
     if let Some(trouble) = trouble(&missing) {
         text.push_str(&format!("{trouble}; it hears of it later\n"));
     }
