@@ -8,6 +8,7 @@ pub mod fixture;
 pub mod herd;
 pub mod ledger;
 pub mod process;
+pub mod proxy;
 pub mod server;
 
 use std::{path::PathBuf, time::Duration};

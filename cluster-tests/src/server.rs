@@ -39,11 +39,20 @@ impl StoreServer {
 
     /// The lines of a node's configuration that point at this server.
     pub fn node_configuration(&self) -> String {
+        self.node_configuration_through(&format!("http://{}", self.address()))
+    }
+
+    /// The same, for a node that reaches it at another address.
+    pub fn node_configuration_through(&self, url: &str) -> String {
         format!(
-            "[store]\nmode = \"server\"\nurls = [\"http://127.0.0.1:{}\"]\nuser = \"{USER}\"\npassword_file = {:?}\n",
-            self.http_port,
+            "[store]\nmode = \"server\"\nurls = [\"{url}\"]\nuser = \"{USER}\"\npassword_file = {:?}\n",
             self.folder.join("password")
         )
+    }
+
+    /// Where it speaks HTTP, as `host:port`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.http_port)
     }
 
     /// Starts it (again) on the same folder and ports, and waits until it answers.
