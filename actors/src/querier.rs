@@ -73,6 +73,8 @@ impl Source for Store {
             store::Error::Setup(message) | store::Error::Unknown(message) => {
                 SourceError::Unavailable(message)
             }
+            // Only inserts have a guard.
+            store::Error::Fenced(message) => SourceError::Refused { code: 0, message },
             store::Error::TooLarge(bytes) => SourceError::TooLarge(bytes),
         })
     }

@@ -5,6 +5,7 @@
 
 mod client;
 pub mod embedded;
+mod fence;
 mod migrate;
 
 use std::{
@@ -24,6 +25,7 @@ use tokio::sync::watch;
 use crate::rows::BatchId;
 use client::Client;
 
+pub use fence::Guard;
 pub use migrate::Migration;
 
 /// Ids in one ledger query: 30 bytes each stay far below the engine's limit of 256 KiB for a query.
@@ -65,6 +67,9 @@ pub enum Error {
     /// The request itself is wrong; it will never work.
     #[error("the store refused it: {message}")]
     Refused { code: u32, message: String },
+    /// The guard of an insert did not let it through. Nothing was done.
+    #[error("the store does not take it from this node: {0}")]
+    Fenced(String),
     /// The answer is larger than allowed.
     #[error("the answer exceeds {0} bytes")]
     TooLarge(usize),
@@ -78,6 +83,7 @@ pub struct Insert {
     pub block: Bytes,
     /// Equal tokens are stored once.
     pub token: String,
+    pub guard: Guard,
     /// Unique for each try; begins with this node's prefix, see [`Store::query_id`].
     pub query_id: String,
 }
@@ -163,19 +169,28 @@ impl Store {
         partition: u32,
         ids: &[BatchId],
     ) -> Result<HashSet<BatchId>, Error> {
-        let mut stored = HashSet::new();
+        self.batches(ids, |ids| ledger_sql(table, partition, ids)).await
+    }
+
+    /// The answers to a question about batches.
+    async fn batches(
+        &self,
+        ids: &[BatchId],
+        sql: impl Fn(&[BatchId]) -> String,
+    ) -> Result<HashSet<BatchId>, Error> {
+        let mut found = HashSet::new();
         for ids in ids.chunks(LEDGER_IDS_MAX) {
-            for row in self.rows(&ledger_sql(table, partition, ids)).await? {
+            for row in self.rows(&sql(ids)).await? {
                 let [agent_id, seq] = row.as_slice() else {
                     return Err(Error::Unknown("the ledger's answer has other columns".to_owned()));
                 };
                 let (Ok(agent_id), Ok(seq)) = (agent_id.parse(), seq.parse()) else {
                     return Err(Error::Unknown("the ledger's answer has other types".to_owned()));
                 };
-                stored.insert(BatchId { agent_id, seq });
+                found.insert(BatchId { agent_id, seq });
             }
         }
-        Ok(stored)
+        Ok(found)
     }
 
     /// Ends every query of this node that still runs, and waits until it has ended. To be called before the first lookup after a start.
@@ -235,15 +250,11 @@ impl Store {
 
 fn ledger_sql(table: &Table, partition: u32, ids: &[BatchId]) -> String {
     let mut sql = format!(
-        "SELECT DISTINCT agent_id, batch_seq FROM {}.`{}` WHERE (agent_id, batch_seq) IN (",
-        table.database, table.name
+        "SELECT DISTINCT agent_id, batch_seq FROM {}.`{}` WHERE (agent_id, batch_seq) IN ({})",
+        table.database,
+        table.name,
+        tuples(ids)
     );
-    for (index, id) in ids.iter().enumerate() {
-        let comma = if index == 0 { "" } else { "," };
-        // Writing to a String does not fail.
-        let _infallible = write!(sql, "{comma}({},{})", id.agent_id, id.seq);
-    }
-    sql.push(')');
     let seconds = match table.partition {
         Partition::Hour => Some(3_600_u64),
         Partition::Day => Some(86_400),
@@ -251,6 +262,7 @@ fn ledger_sql(table: &Table, partition: u32, ids: &[BatchId]) -> String {
     };
     if let Some(seconds) = seconds {
         let from = u64::from(partition) * seconds;
+        // Writing to a String does not fail.
         let _infallible = write!(
             sql,
             " AND time >= toDateTime({from}, 'UTC') AND time < toDateTime({}, 'UTC')",
@@ -258,6 +270,12 @@ fn ledger_sql(table: &Table, partition: u32, ids: &[BatchId]) -> String {
         );
     }
     sql
+}
+
+/// Batches as a list of SQL.
+fn tuples(ids: &[BatchId]) -> String {
+    let tuples: Vec<_> = ids.iter().map(|id| format!("({},{})", id.agent_id, id.seq)).collect();
+    tuples.join(",")
 }
 
 #[cfg(test)]

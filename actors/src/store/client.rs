@@ -9,7 +9,7 @@ use std::{
 use clickhouse::{Client as Http, Compression, error::Error as HttpError};
 use tokio::sync::watch;
 
-use super::{Error, Insert, Servers};
+use super::{Error, Insert, Servers, fence};
 
 /// A block is 100 MB at most, so a connection that takes no byte for this long is dead.
 const SEND_WITHIN: Duration = Duration::from_secs(30);
@@ -33,6 +33,8 @@ const REFUSED: &[u32] = &[
     131, // TOO_LARGE_STRING_SIZE
     321, // VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE
 ];
+/// FUNCTION_THROW_IF_VALUE_IS_NON_ZERO: only the guard of an insert has that function.
+const FENCED: u32 = 395;
 /// Codes after which a block may be stored or not.
 const UNKNOWN: &[u32] = &[
     159, // TIMEOUT_EXCEEDED
@@ -80,10 +82,10 @@ impl Client {
     }
 
     pub(super) async fn insert(&self, insert: &Insert) -> Result<(), Error> {
-        let Insert { table, block, token, query_id } = insert;
+        let Insert { table: _, block, token, guard: _, query_id } = insert;
         let mut request = self
             .http()
-            .insert_formatted_with(format!("INSERT INTO {}.`{}` FORMAT Native", table.database, table.name))
+            .insert_formatted_with(fence::insert_sql(insert))
             .with_setting("query_id", query_id)
             .with_setting("insert_deduplication_token", token)
             .with_setting("insert_deduplicate", "1")
@@ -187,6 +189,7 @@ fn classify_answer(message: String) -> Error {
         .and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next())
         .and_then(|digits| digits.parse().ok());
     match code {
+        Some(FENCED) => Error::Fenced(message),
         Some(code) if REFUSED.contains(&code) => Error::Refused { code, message },
         Some(code) if UNKNOWN.contains(&code) => Error::Unknown(message),
         Some(code) => Error::Transient { code, message },

@@ -58,6 +58,13 @@ impl Block {
         self.pick(&certain).into_iter().chain(alone.filter_map(|piece| self.pick(&[piece]))).collect()
     }
 
+    /// These batches may be stored by somebody else.
+    pub(super) fn doubt(&mut self, ids: &HashSet<BatchId>) {
+        for piece in self.pieces.iter_mut().filter(|piece| ids.contains(&piece.id)) {
+            piece.uncertain = true;
+        }
+    }
+
     /// Takes the batches out that are stored; none when nothing is left. The rest is certain now.
     pub(super) fn without(self, stored: &HashSet<BatchId>) -> Option<Self> {
         let mut left = if stored.is_empty() {

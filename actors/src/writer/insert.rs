@@ -3,10 +3,11 @@
 //! A token makes a repeated insert harmless while the store runs. But the store notes a token before it stores the rows (ClickHouse,
 //! `MergeTreeSink::finishDelayedChunk`): a crash or a full disk can keep the token and lose them. So a token is used for one run of the store only, and when a try with it has failed, the
 //! success of a later one is believed only after the rows themselves were looked up.
-
 //!
-//! A batch that an agent sent to two nodes is in two logs, and both may find that the store has it not. Such a batch is uncertain in both.
-//! Where nodes share a store, it is inserted alone, with a token that both make of its number: the store takes one of the two.
+//! A batch that an agent sent to two nodes is in two logs, and both may find that the store has it not. The node to which it was sent again
+//! knows so, and so does one that was started anew; there the batch is uncertain. Where nodes share a store, an uncertain batch is claimed,
+//! so that the other node cannot store it any more without knowing (`store/fence.rs`), and then looked up. It is inserted alone, with a
+//! token that all make of its number: of those who know, the store takes one.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -20,11 +21,13 @@ use super::{
 };
 use crate::{
     rows::BatchId,
-    store::{Error, Insert},
+    store::{Error, Guard, Insert},
 };
 
 /// Refusals of the same rows before they are believed: one could come from a connection that was cut inside the block.
 const REFUSALS_MAX: u32 = 2;
+/// From the look-up of an uncertain batch to the beginning of its insert: much less time than the store remembers tokens.
+const BEGIN_WITHIN_SECONDS: u32 = 60;
 
 pub(super) struct Inserter<S> {
     pub(super) store: S,
@@ -42,6 +45,8 @@ struct Work {
     token: String,
     /// Tries at a batch that other nodes may insert, too: they count alike, so their tokens are the same.
     claim: Option<u32>,
+    /// When such a batch must be looked up again, by the store's clock.
+    begin_before: u32,
     /// A try with this token failed: the store may take the next for a repetition and store nothing.
     token_used: bool,
     /// The try whose outcome is unknown.
@@ -59,15 +64,25 @@ impl<S: Shelf> Inserter<S> {
             tracing::warn!(table = self.table.name, error, "rows wait for the dictionary to be stored");
             pause.wait(&self.store).await;
         }
-        let mut todo: Vec<_> = if self.is_shared {
-            block.apart().into_iter().map(|block| self.work(block)).collect()
-        } else {
-            vec![self.work(block)]
-        };
+        let mut todo = self.works(block).await;
         while let Some(work) = todo.pop() {
             self.finish(work, &mut todo, &mut settled).await;
         }
         settled
+    }
+
+    /// The certain batches of a block together, and each that another node may have, too, alone.
+    async fn works(&self, block: Block) -> Vec<Work> {
+        let uncertain = block.uncertain();
+        if !self.is_shared || uncertain.is_empty() {
+            return vec![self.work(block)];
+        }
+        let mut pause = Pause::default();
+        while let Err(error) = self.store.claim(self.table, block.partition, &uncertain).await {
+            self.trouble(&error, "batches could not be claimed");
+            pause.wait(&self.store).await;
+        }
+        block.apart().into_iter().map(|block| self.work(block)).collect()
     }
 
     fn work(&self, block: Block) -> Work {
@@ -79,6 +94,7 @@ impl<S: Shelf> Inserter<S> {
             block: Arc::new(block),
             token: String::new(),
             claim,
+            begin_before: 0,
             token_used: false,
             unknown: None,
             refusals: 0,
@@ -140,6 +156,18 @@ impl<S: Shelf> Inserter<S> {
                     self.split(work, &message, todo, settled);
                     return;
                 }
+                Err(error @ Error::Fenced(_)) => {
+                    self.trouble(&error, "an insert has batches that another node has, too");
+                    match self.doubted(&work).await {
+                        Ok(doubted) => {
+                            let mut block = Arc::unwrap_or_clone(work.block);
+                            block.doubt(&doubted);
+                            todo.extend(self.works(block).await);
+                            return;
+                        }
+                        Err(error) => self.trouble(&error, "claims could not be read"),
+                    }
+                }
                 Err(error @ Error::Unknown(_)) => {
                     self.trouble(&error, "an insert got no answer");
                     work.token_used = true;
@@ -151,6 +179,16 @@ impl<S: Shelf> Inserter<S> {
                 }
             }
             pause.wait(&self.store).await;
+        }
+    }
+
+    /// The batches for which the store did not let a block through its guard.
+    async fn doubted(&self, work: &Work) -> Result<HashSet<BatchId>, Error> {
+        let ids: Vec<_> = work.block.pieces.iter().map(|piece| piece.id).collect();
+        match work.claim {
+            // It came too late.
+            Some(_) => Ok(ids.into_iter().collect()),
+            None => self.store.claimed(self.table, work.block.partition, &ids).await,
         }
     }
 
@@ -172,6 +210,12 @@ impl<S: Shelf> Inserter<S> {
         if ids.is_empty() {
             return Ok(Some(work));
         }
+        if work.claim.is_some() {
+            match self.store.now().await {
+                Ok(now) => work.begin_before = now.saturating_add(BEGIN_WITHIN_SECONDS),
+                Err(error) => return Err((work, error)),
+            }
+        }
         let stored: HashSet<_> = match self.store.stored_batches(self.table, work.block.partition, &ids).await
         {
             Ok(stored) => stored,
@@ -190,9 +234,8 @@ impl<S: Shelf> Inserter<S> {
                 .filter(|piece| stored.contains(&piece.id))
                 .map(|piece| (piece.id, Ok(()))),
         );
-        let Work { block, token, claim, token_used, unknown, refusals } = work;
-        let left = Arc::unwrap_or_clone(block).without(&stored);
-        Ok(left.map(|block| Work { block: Arc::new(block), token, claim, token_used, unknown, refusals }))
+        let left = Arc::unwrap_or_clone(work.block).without(&stored);
+        Ok(left.map(|block| Work { block: Arc::new(block), ..work }))
     }
 
     /// Answers with the size of the body.
@@ -202,8 +245,13 @@ impl<S: Shelf> Inserter<S> {
             Some(_) => work.token.clone(),
             None => format!("{}.{}", work.token, self.store.run().await?),
         };
+        let guard = match work.claim {
+            Some(_) => Guard::Before(work.begin_before),
+            None if self.is_shared => Guard::Unclaimed { partition: work.block.partition },
+            None => Guard::Open,
+        };
         let block = Bytes::new();
-        let insert = Insert { table: self.table, block, token, query_id: query_id.to_owned() };
+        let insert = Insert { table: self.table, block, token, guard, query_id: query_id.to_owned() };
         self.store.insert(Arc::clone(&work.block), insert).await
     }
 
@@ -231,6 +279,7 @@ impl<S: Shelf> Inserter<S> {
     fn trouble(&self, error: &Error, what: &str) {
         let reason = match error {
             Error::Unknown(_) => metrics_reason::UNKNOWN,
+            Error::Fenced(_) => metrics_reason::FENCED,
             Error::Transient { .. } | Error::TooLarge(_) => metrics_reason::TRANSIENT,
             Error::Setup(_) | Error::Refused { .. } => metrics_reason::SETUP,
         };

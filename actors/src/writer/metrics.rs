@@ -13,8 +13,9 @@ pub mod reason {
     pub(crate) const UNKNOWN: usize = 2;
     pub(crate) const TRANSIENT: usize = 3;
     pub(crate) const SETUP: usize = 4;
+    pub(crate) const FENCED: usize = 5;
     /// Names of the reasons.
-    pub const NAMES: [&str; 5] = ["dictionary", "refused", "no_answer", "store_busy", "setup"];
+    pub const NAMES: [&str; 6] = ["dictionary", "refused", "no_answer", "store_busy", "setup", "fenced"];
 }
 
 /// Counters of one table.

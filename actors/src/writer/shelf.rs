@@ -34,6 +34,31 @@ pub trait Shelf: Send + Sync {
         partition: u32,
         ids: &[BatchId],
     ) -> impl Future<Output = Result<HashSet<BatchId>, Error>> + Send;
+
+    /// See [`Store::claim`]. A store that nodes do not share knows no claims.
+    fn claim(
+        &self,
+        _table: &'static Table,
+        _partition: u32,
+        _ids: &[BatchId],
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        std::future::ready(Ok(()))
+    }
+
+    /// See [`Store::claimed`].
+    fn claimed(
+        &self,
+        _table: &'static Table,
+        _partition: u32,
+        _ids: &[BatchId],
+    ) -> impl Future<Output = Result<HashSet<BatchId>, Error>> + Send {
+        std::future::ready(Ok(HashSet::new()))
+    }
+
+    /// See [`Store::now`].
+    fn now(&self) -> impl Future<Output = Result<u32, Error>> + Send {
+        std::future::ready(Ok(0))
+    }
 }
 
 impl Shelf for Store {
@@ -75,5 +100,22 @@ impl Shelf for Store {
         ids: &[BatchId],
     ) -> Result<HashSet<BatchId>, Error> {
         self.stored_batches(table, partition, ids).await
+    }
+
+    async fn claim(&self, table: &'static Table, partition: u32, ids: &[BatchId]) -> Result<(), Error> {
+        self.claim(table, partition, ids).await
+    }
+
+    async fn claimed(
+        &self,
+        table: &'static Table,
+        partition: u32,
+        ids: &[BatchId],
+    ) -> Result<HashSet<BatchId>, Error> {
+        self.claimed(table, partition, ids).await
+    }
+
+    async fn now(&self) -> Result<u32, Error> {
+        self.now().await
     }
 }

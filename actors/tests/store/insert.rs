@@ -1,7 +1,7 @@
 //! One engine, no faults: every table takes its block, tokens, ledger, migration, users, one start after another.
 
 use bytes::Bytes;
-use metaflow_actors::store::{Error, Insert, Servers, Store, embedded::Engine};
+use metaflow_actors::store::{Error, Guard, Insert, Servers, Store, embedded::Engine};
 use metaflow_schema::{TABLES, tables::NETWORK_1S};
 
 use crate::kit::{self, NEW_YEAR};
@@ -29,7 +29,7 @@ fn zeros(table: &metaflow_schema::Table) -> Bytes {
 }
 
 fn insert(store: &Store, table: &'static metaflow_schema::Table, block: Bytes, token: &str) -> Insert {
-    Insert { table, block, token: token.to_owned(), query_id: store.query_id() }
+    Insert { table, block, token: token.to_owned(), guard: Guard::Open, query_id: store.query_id() }
 }
 
 async fn count(store: &Store, sql: &str) -> u64 {

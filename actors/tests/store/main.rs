@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "helpers of tests fail like tests")]
 
 mod crash;
+mod fence;
 mod insert;
 mod kit;
 mod path;

@@ -9,6 +9,13 @@ pub const DEDUPLICATION_WINDOW: u32 = 10_000;
 const NAMES_DICTIONARY: &str = "CREATE DICTIONARY IF NOT EXISTS flow_tag.names\n(\n    `kind` UInt8,\n    `id` UInt64,\n    `name` \
     String\n)\nPRIMARY KEY kind, id\nSOURCE(CLICKHOUSE(HOST '127.0.0.1' DB 'flow_tag' TABLE 'dictionary'))\nLAYOUT(COMPLEX_KEY_DIRECT())";
 
+/// Batches that a node claims before it inserts what another node may have, too; inserts of others are checked against it.
+pub const CLAIMS: &str = "flow_tag.claims";
+/// A claim stands for longer than a stopped node may be expected to go on. One partition's claims lie together.
+const CLAIMS_TABLE: &str = "CREATE TABLE IF NOT EXISTS flow_tag.claims\n(\n    `table` LowCardinality(String),\n    `partition` UInt32,\n    \
+    `agent_id` UInt32,\n    `batch_seq` UInt64,\n    `time` DateTime('UTC') DEFAULT now()\n)\nENGINE = ReplacingMergeTree\nORDER BY \
+    (table, partition, agent_id, batch_seq)\nTTL time + INTERVAL 30 DAY\nCOMMENT 'Batches that may be in the logs of two nodes'";
+
 /// Every statement, in the order in which they must run.
 pub fn statements() -> Vec<String> {
     let mut databases: Vec<_> = TABLES.iter().map(|table| table.database).collect();
@@ -17,6 +24,7 @@ pub fn statements() -> Vec<String> {
     let mut statements: Vec<_> =
         databases.iter().map(|database| format!("CREATE DATABASE IF NOT EXISTS {database}")).collect();
     statements.extend(TABLES.iter().map(|table| create_table(table)));
+    statements.push(CLAIMS_TABLE.to_owned());
     statements.push(NAMES_DICTIONARY.to_owned());
     statements
 }

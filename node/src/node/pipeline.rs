@@ -10,9 +10,9 @@ use metaflow_actors::{
     groups::Registry,
     ingester::{self, Ingester},
     labeler::{self, Labeler},
-    memory::Budget,
+    memory::Memory,
     rows::{Labelled, Outcome, Report},
-    store::{self, Insert, Store},
+    store::{self, Guard, Insert, Store},
     tap::Tap,
     writer::{self, BeforeInsert, Writer},
 };
@@ -48,7 +48,7 @@ impl Pipeline {
         config: &Config,
         disk: Disk,
         store: Store,
-        budget: Budget,
+        memory: Memory,
     ) -> anyhow::Result<Self> {
         let node_id = NodeId::new(config.node_id).context("node_id is out of range")?;
         let dictionary = open_dictionary(node_id, disk.clone(), &store).await?;
@@ -64,7 +64,7 @@ impl Pipeline {
                 .context("failed to start the controller")?;
         let (accepted, labeler_input) = mpsc::channel(QUEUE_MAX);
         let ingester_config = ingester::Config { wal_bytes_max: config.wal.size_max.0 };
-        let ingester = Ingester::start(disk, ingester_config, budget, accepted)
+        let ingester = Ingester::start(disk, ingester_config, memory, accepted)
             .await
             .context("failed to open the write-ahead log")?;
         let report = ingester.ingester().report();
@@ -211,5 +211,6 @@ async fn insert_names(store: Store, rows: DictionaryRows, start: u32) -> Result<
         .map_err(|error| store::Error::Refused { code: 0, message: error.to_string() })?;
     let query_id = store.query_id();
     let token = format!("{query_id}-{start}");
-    store.insert(&Insert { table: &DICTIONARY, block: block.into(), token, query_id }).await
+    let guard = Guard::Open;
+    store.insert(&Insert { table: &DICTIONARY, block: block.into(), token, guard, query_id }).await
 }
