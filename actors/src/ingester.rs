@@ -2,12 +2,14 @@
 //!
 //! Role: check the envelope, know a batch that was seen before, log it, acknowledge it, hand it on; acknowledge again when it is stored.
 //! Input: [`Msg::Batch`] from streams, outcomes from labeler and writer. Output: [`Accepted`] to the labeler, [`Ack`]s to streams. Bound:
-//! a batch comes with its memory permit, and without room in the log it is not taken: the credit says so beforehand. On failure: what is
-//! not acknowledged is sent again by the agent; what is, is in the log and is replayed after a start.
+//! a batch comes with its memory permit, and without room in the log it is not taken: the credit says so beforehand. The log may hold much
+//! more than memory: see [`refill`]. On failure: what is not acknowledged is sent again by the agent; what is, is in the log and is
+//! replayed after a start.
 
 mod acks;
 mod ledger;
 pub mod metrics;
+mod refill;
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -21,7 +23,7 @@ use tokio::{sync::mpsc, task::JoinHandle, time::Instant};
 
 use crate::{
     disk::{Disk, Family},
-    memory::{Budget, Permit},
+    memory::{Memory, Permit},
     rows::{Accepted, BatchId, Outcome, Report},
     wal::{Committed, Entry, Group, Left, Wal},
 };
@@ -29,13 +31,16 @@ pub use acks::{Ack, Acks, Answers, Reply, Runs, acks};
 pub use ledger::Found;
 use ledger::{Decision, Ledger};
 pub use metrics::Metrics;
+use refill::{Handing, Queue};
 
 /// What the smallest batch is accounted for: its envelope, and its places in queues. Bounds the number of batches in the process.
 pub const COST_MIN: usize = 4096;
 /// Time for the ingester to say what it knows; it never waits for anything itself.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// A payload byte becomes about this many bytes in memory: decompressed, with its tags, and encoded for the store.
-const COST_OF_PAYLOAD_BYTE: u64 = 32;
+/// Until a batch is in the log, its payload lies in memory three times: as it came, as it is written, and in the write.
+const INTAKE_OF_PAYLOAD_BYTE: usize = 3;
+/// What a batch takes from when it is in the log until it is stored: its places in the ledger and in the queue, and who waits for it.
+const PLACE_BYTES: usize = 256;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -71,7 +76,8 @@ pub enum Msg {
 pub struct Ingester {
     actor: ActorRef<Msg>,
     wal: Wal,
-    budget: Budget,
+    memory: Memory,
+    queue: Arc<Queue>,
     metrics: Arc<Metrics>,
 }
 
@@ -88,23 +94,32 @@ impl Ingester {
     pub async fn start(
         disk: Disk,
         config: Config,
-        budget: Budget,
+        memory: Memory,
         labeler: mpsc::Sender<Accepted>,
     ) -> anyhow::Result<Running> {
-        let (core, left) = tokio::task::spawn_blocking(move || Core::open(disk, &config)).await??;
+        let (mut core, left) = tokio::task::spawn_blocking(move || Core::open(disk, &config)).await??;
+        let queue = Arc::new(Queue::new(&left));
+        core.ledger.place(places(&memory, left.len()));
         let (wal, metrics) = (core.wal.clone(), Arc::clone(&core.metrics));
         let (actor, actor_task) = Actor::spawn(None, IngesterActor, core).await?;
         let (durable, logged) = mpsc::channel(2);
+        let handing = Handing {
+            wal: wal.clone(),
+            queue: Arc::clone(&queue),
+            budget: memory.path.clone(),
+            actor: actor.clone(),
+            labeler,
+        };
         let tasks = vec![
             tokio::spawn(wal.clone().run(durable)),
-            tokio::spawn(forward(logged, actor.clone(), labeler.clone())),
-            tokio::spawn(replay(left, wal.clone(), budget.clone(), actor.clone(), labeler)),
+            tokio::spawn(handing.clone().forward(logged)),
+            tokio::spawn(handing.refill()),
         ];
-        let ingester = Self { actor, wal, budget, metrics };
+        let ingester = Self { actor, wal, memory, queue, metrics };
         Ok(Running { ingester, actor: actor_task, tasks })
     }
 
-    /// Hands a batch over. `permit` was taken for [`cost`] bytes.
+    /// Hands a batch over. `permit` was taken for [`intake`] bytes of [`Memory::intake`].
     pub fn submit(&self, batch: wire::Batch, permit: Permit, reply: Reply) {
         if self.actor.cast(Msg::Batch { batch, permit, reply }).is_err() {
             self.metrics.dropped(metrics::STOPPED);
@@ -113,7 +128,12 @@ impl Ingester {
 
     /// Payload bytes that agents may send now, all together.
     pub fn credit(&self) -> u64 {
-        self.wal.room().min(self.budget.available() as u64 / COST_OF_PAYLOAD_BYTE)
+        self.wal.room().min((self.memory.intake.available() / INTAKE_OF_PAYLOAD_BYTE) as u64)
+    }
+
+    /// Batches that are in the log and not in memory.
+    pub fn waiting(&self) -> usize {
+        self.queue.len()
     }
 
     /// Where labeler and writer say what became of a batch.
@@ -194,6 +214,16 @@ impl Running {
     }
 }
 
+/// Memory that a batch takes until it is in the log.
+pub fn intake(batch: &wire::Batch) -> usize {
+    (batch.payload.len() * INTAKE_OF_PAYLOAD_BYTE).max(COST_MIN)
+}
+
+/// Memory for the places of so many batches that a previous run left. They found room then; with a smaller budget now, some go without.
+fn places(memory: &Memory, batches: usize) -> Permit {
+    memory.intake.try_acquire((batches * PLACE_BYTES).min(memory.intake.capacity())).unwrap_or_default()
+}
+
 /// Memory that a batch takes on its way to the store, at most: itself, its columns, and its rows with tags, twice while they are encoded.
 pub fn cost(batch: &wire::Batch) -> usize {
     let row_bytes = schema_table(batch.table()).map_or(0, row_bytes);
@@ -239,64 +269,6 @@ fn row_bytes(table: &'static SchemaTable) -> usize {
         .iter()
         .find(|(known, _)| std::ptr::eq(*known, table))
         .map_or(0, |(_, width)| *width)
-}
-
-/// What is on disk is acknowledged first and labelled then; a labeler that is behind makes the next sync wait.
-async fn forward(
-    mut logged: mpsc::Receiver<Vec<Entry>>,
-    actor: ActorRef<Msg>,
-    labeler: mpsc::Sender<Accepted>,
-) {
-    while let Some(entries) = logged.recv().await {
-        if actor.cast(Msg::Durable(entries.iter().map(|entry| entry.key.id()).collect())).is_err() {
-            return;
-        }
-        for entry in entries {
-            if labeler.send(entry.into()).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
-/// Hands on what a previous run left, never more at a time than the budget has room for.
-async fn replay(
-    left: Vec<Left>,
-    wal: Wal,
-    budget: Budget,
-    actor: ActorRef<Msg>,
-    labeler: mpsc::Sender<Accepted>,
-) {
-    if !left.is_empty() {
-        tracing::info!(batches = left.len(), "replaying the write-ahead log");
-    }
-    for entry in left {
-        let id = entry.key.id();
-        let batch = loop {
-            match wal.read(entry).await {
-                Ok(batch) => break batch,
-                Err(error) => {
-                    tracing::error!(%error, "an entry of the write-ahead log cannot be read, trying again");
-                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-                }
-            }
-        };
-        let Some(batch) = batch else {
-            tracing::error!(
-                agent_id = id.agent_id,
-                seq = id.seq,
-                "an entry of the write-ahead log is damaged: its rows are lost"
-            );
-            if actor.cast(Msg::Lost(id)).is_err() {
-                return;
-            }
-            continue;
-        };
-        let permit = budget.acquire(cost(&batch)).await;
-        if labeler.send(Accepted { id, batch, uncertain: true, permit }).await.is_err() {
-            return;
-        }
-    }
 }
 
 struct IngesterActor;
@@ -374,7 +346,7 @@ impl Core {
     }
 
     /// Takes a batch, or says why not.
-    pub fn batch(&mut self, batch: wire::Batch, permit: Permit, reply: Reply) {
+    pub fn batch(&mut self, batch: wire::Batch, mut permit: Permit, reply: Reply) {
         let id = BatchId { agent_id: batch.agent_id, seq: batch.seq };
         if let Err(reason) = check(&batch) {
             self.metrics.rejected(u64::from(batch.rows));
@@ -400,7 +372,8 @@ impl Core {
             Decision::Accept => {
                 self.metrics.accepted(u64::from(batch.rows), batch.payload.len() as u64);
                 let key = self.wal.key(id);
-                self.ledger.accept(Left { key, bytes }, reply, Instant::now());
+                let place = permit.split(PLACE_BYTES);
+                self.ledger.accept(Left { key, bytes }, place, reply, Instant::now());
                 let uncertain = batch.resent;
                 self.wal.append(Entry { key, batch, uncertain, permit });
             }

@@ -16,10 +16,37 @@ pub struct Budget {
     capacity: usize,
 }
 
+/// All row data in the process, in two parts: rows that wait for the store never keep new ones out of the log.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    /// From the socket into the log, and the place of each batch that is in the log.
+    pub intake: Budget,
+    /// From the log into the store.
+    pub path: Budget,
+}
+
 /// Bytes taken from a budget; dropping it gives them back.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Permit {
     held: Option<OwnedSemaphorePermit>,
+}
+
+/// A batch is some ten times as large on its way to the store as on its way into the log, but stays there for a moment only.
+const INTAKE_SHARE: usize = 4;
+
+impl Memory {
+    pub fn new(bytes: usize) -> Self {
+        let intake = Budget::new(bytes / INTAKE_SHARE);
+        Self { path: Budget::new(bytes - intake.capacity()), intake }
+    }
+
+    pub fn used(&self) -> usize {
+        self.capacity() - self.intake.available() - self.path.available()
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.intake.capacity() + self.path.capacity()
+    }
 }
 
 impl Budget {
@@ -62,6 +89,16 @@ impl Permit {
         self.held.as_ref().map_or(0, |held| held.num_permits() * UNIT)
     }
 
+    /// Takes so much of it out, or as much as it has.
+    pub fn split(&mut self, bytes: usize) -> Self {
+        let Some(held) = &mut self.held else { return Self::default() };
+        let units = bytes.div_ceil(UNIT);
+        if units >= held.num_permits() {
+            return std::mem::take(self);
+        }
+        Self { held: held.split(units) }
+    }
+
     /// Joins another permit of the same budget into this one.
     pub fn merge(&mut self, mut other: Self) {
         match (&mut self.held, other.held.take()) {
@@ -84,6 +121,12 @@ mod tests {
         assert!(budget.try_acquire(1).is_none());
         drop(first);
         assert_eq!(budget.available(), 1024);
+        let mut all = budget.acquire(1024).await;
+        let part = all.split(100);
+        assert_eq!((part.bytes(), all.bytes()), (128, 896));
+        assert_eq!(all.split(4096).bytes(), 896);
+        assert_eq!((all.bytes(), all.split(1).bytes(), budget.available()), (0, 0, 896));
+        drop(part);
         assert_eq!(budget.acquire(1 << 30).await.bytes(), 1024);
     }
 }

@@ -86,7 +86,7 @@ impl Group {
     }
 }
 
-/// An entry that a previous run left.
+/// An entry that is on disk.
 #[derive(Debug, Clone, Copy)]
 pub struct Left {
     pub(crate) key: Key,
@@ -228,7 +228,7 @@ impl Wal {
         self.shared.queued.notify_one();
     }
 
-    /// Reads an entry that a previous run left; none when it is damaged, and then it is forgotten.
+    /// Reads an entry; none when it is damaged, and then it is forgotten.
     pub(crate) async fn read(&self, left: Left) -> Result<Option<wire::Batch>, Error> {
         let wal = self.clone();
         match tokio::task::spawn_blocking(move || wal.read_now(left)).await {

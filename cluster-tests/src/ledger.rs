@@ -17,9 +17,9 @@ use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Streaming, transport::Channel};
 
-/// Batches on their way at one time.
+/// Batches on their way at one time, and that wait in a stream.
 const WINDOW: usize = 128;
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+const ANSWER_WITHIN: Duration = Duration::from_secs(12);
 
 /// What the agent knows of its batches.
 #[derive(Debug)]
@@ -38,6 +38,10 @@ pub struct LedgerAgent {
     pub committed: BTreeSet<u64>,
     /// Streams that broke.
     pub breaks: u32,
+    /// How long it waits for an answer before it leaves a node.
+    pub answer_within: Duration,
+    /// Batches that are sent and not committed, at most.
+    pub open_max: usize,
     protocol_version: u32,
 }
 
@@ -56,6 +60,8 @@ impl LedgerAgent {
             received: BTreeSet::new(),
             committed: BTreeSet::new(),
             breaks: 0,
+            answer_within: ANSWER_WITHIN,
+            open_max: WINDOW,
             protocol_version: PROTOCOL_VERSION,
         }
     }
@@ -67,7 +73,7 @@ impl LedgerAgent {
 
     /// Only says who it is.
     pub async fn greet(&mut self, server: &str) -> Result<()> {
-        let mut client = timeout(ANSWER_TIMEOUT, AgentServiceClient::connect(server.to_owned())).await??;
+        let mut client = timeout(self.answer_within, AgentServiceClient::connect(server.to_owned())).await??;
         let (hello_sender, hellos) = mpsc::channel(1);
         self.hello(&mut client, &hello_sender, hellos).await.map(drop)
     }
@@ -96,25 +102,25 @@ impl LedgerAgent {
 
     /// One connection, until it breaks or all is committed.
     async fn session(&mut self, server: &str) -> Result<()> {
-        let mut client = timeout(ANSWER_TIMEOUT, AgentServiceClient::connect(server.to_owned())).await??;
+        let mut client = timeout(self.answer_within, AgentServiceClient::connect(server.to_owned())).await??;
         let (hello_sender, hellos) = mpsc::channel(1);
         let _answers = self.hello(&mut client, &hello_sender, hellos).await?;
         let (sender, batches) = mpsc::channel(WINDOW);
         let mut acks =
-            timeout(ANSWER_TIMEOUT, client.ingest(ReceiverStream::new(batches))).await??.into_inner();
+            timeout(self.answer_within, client.ingest(ReceiverStream::new(batches))).await??.into_inner();
         let resend: Vec<u64> = self.open.keys().copied().collect();
         for seq in resend {
             self.send(&sender, seq).await?;
         }
         while !self.is_done() {
-            while self.next < self.last && self.open.len() < WINDOW {
+            while self.next < self.last && self.open.len() < self.open_max {
                 let seq = seq(self.generation, self.next);
                 self.next += 1;
                 self.open.insert(seq, false);
                 self.send(&sender, seq).await?;
             }
             let ack =
-                timeout(ANSWER_TIMEOUT * 4, acks.message()).await??.context("the Ingest stream ended")?;
+                timeout(self.answer_within, acks.message()).await??.context("the Ingest stream ended")?;
             self.note(&ack)?;
         }
         Ok(())
@@ -136,8 +142,8 @@ impl LedgerAgent {
         };
         hello_sender.send(SyncRequest { body: Some(sync_request::Body::Hello(hello)) }).await?;
         let mut answers =
-            timeout(ANSWER_TIMEOUT, client.sync(ReceiverStream::new(hellos))).await??.into_inner();
-        let answer = timeout(ANSWER_TIMEOUT, answers.message()).await??.context("the Sync stream ended")?;
+            timeout(self.answer_within, client.sync(ReceiverStream::new(hellos))).await??.into_inner();
+        let answer = timeout(self.answer_within, answers.message()).await??.context("the Sync stream ended")?;
         let Some(sync_response::Body::Welcome(welcome)) = answer.body else {
             anyhow::bail!("the first answer is not a Welcome")
         };
@@ -150,7 +156,7 @@ impl LedgerAgent {
         let mut batch = request_batch(self.agent_id, seq, self.rows_a_batch, self.second);
         batch.resent = self.open.insert(seq, true).unwrap_or(false);
         batch.protocol_version = self.protocol_version;
-        timeout(ANSWER_TIMEOUT * 4, sender.send(batch)).await??;
+        timeout(self.answer_within, sender.send(batch)).await??;
         Ok(())
     }
 

@@ -15,7 +15,7 @@ mod sync;
 use std::{sync::Arc, time::Duration};
 
 use metaflow_actors::{
-    controller::Controller, dictionary::Dictionary, groups::Registry, ingester::Ingester, memory::Budget,
+    controller::Controller, dictionary::Dictionary, groups::Registry, ingester::Ingester, memory::Memory,
 };
 use metaflow_wire::{
     Batch, MESSAGE_BYTES_MAX, SyncRequest,
@@ -50,7 +50,7 @@ pub(crate) struct Agents {
     pub(crate) controller: Controller,
     pub(crate) dictionary: Dictionary,
     pub(crate) ingester: Ingester,
-    pub(crate) budget: Budget,
+    pub(crate) memory: Memory,
     pub(crate) metrics: Ingest,
     pub(crate) stop: Stop,
     pub(crate) streams: Arc<Streams>,

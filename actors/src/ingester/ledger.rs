@@ -7,8 +7,9 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::Reply;
+use super::{PLACE_BYTES, Reply};
 use crate::{
+    memory::Permit,
     rows::BatchId,
     wal::{Committed, Left},
 };
@@ -57,6 +58,8 @@ struct InFlight {
     replies: Vec<Reply>,
     /// When it came, or when the node started that found it in its log.
     since: Instant,
+    /// Memory for this, as long as it is here.
+    place: Permit,
 }
 
 pub(super) struct Ledger {
@@ -69,9 +72,22 @@ pub(super) struct Ledger {
 impl Ledger {
     /// Starts with what a previous run left in the log.
     pub(super) fn new(committed: Committed, left: &[Left], now: Instant) -> Self {
-        let known = |entry: &Left| InFlight { entry: *entry, logged: true, replies: Vec::new(), since: now };
+        let known = |entry: &Left| InFlight {
+            entry: *entry,
+            logged: true,
+            replies: Vec::new(),
+            since: now,
+            place: Permit::default(),
+        };
         let in_flight = left.iter().map(|entry| (entry.key.id(), known(entry))).collect();
         Self { in_flight, committed, refused: VecDeque::new() }
+    }
+
+    /// Shares memory out among what is here.
+    pub(super) fn place(&mut self, mut places: Permit) {
+        for known in self.in_flight.values_mut() {
+            known.place = places.split(PLACE_BYTES);
+        }
     }
 
     /// Where a batch is.
@@ -117,8 +133,8 @@ impl Ledger {
         if has_room { Decision::Accept } else { Decision::NoRoom }
     }
 
-    pub(super) fn accept(&mut self, entry: Left, reply: Reply, now: Instant) {
-        let known = InFlight { entry, logged: false, replies: vec![reply], since: now };
+    pub(super) fn accept(&mut self, entry: Left, place: Permit, reply: Reply, now: Instant) {
+        let known = InFlight { entry, logged: false, replies: vec![reply], since: now, place };
         self.in_flight.insert(entry.key.id(), known);
     }
 

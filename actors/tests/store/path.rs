@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use metaflow_actors::{
     disk::Disk,
     ingester::{self, Acks, Answers, Config, Ingester, Running},
-    memory::Budget,
+    memory::Memory,
     rows::{Accepted, Labelled},
     store::Store,
     writer::{self, Writer, nothing_before_insert},
@@ -20,7 +20,7 @@ use crate::kit::{self, Dice, NEW_YEAR};
 /// One run of a node.
 struct Run {
     running: Running,
-    budget: Budget,
+    memory: Memory,
     labeler: JoinHandle<()>,
     /// Has no writer when the run is to end with everything in its log.
     writer: Option<Writer>,
@@ -28,11 +28,20 @@ struct Run {
 
 impl Run {
     async fn start(folder: &Path, store: Option<&Store>, wal_bytes_max: u64) -> Self {
+        Self::start_within(folder, store, wal_bytes_max, 4 << 20).await
+    }
+
+    async fn start_within(
+        folder: &Path,
+        store: Option<&Store>,
+        wal_bytes_max: u64,
+        memory_bytes: usize,
+    ) -> Self {
         // A read of the previous run may still hold it.
         let disk = kit::eventually(|| async { Disk::open(folder).ok() }).await;
-        let budget = Budget::new(4 << 20);
+        let memory = Memory::new(memory_bytes);
         let (sender, accepted) = mpsc::channel(1000);
-        let running = Ingester::start(disk, Config { wal_bytes_max }, budget.clone(), sender).await.unwrap();
+        let running = Ingester::start(disk, Config { wal_bytes_max }, memory.clone(), sender).await.unwrap();
         let report = running.ingester().report();
         let writer = match store {
             Some(store) => {
@@ -46,11 +55,11 @@ impl Run {
             None => None,
         };
         let labeler = tokio::spawn(label(accepted, writer.as_ref().map(Writer::handle)));
-        Self { running, budget, labeler, writer }
+        Self { running, memory, labeler, writer }
     }
 
     async fn send(&self, batch: wire::Batch, reply: &ingester::Reply) {
-        let permit = self.budget.acquire(ingester::cost(&batch)).await;
+        let permit = self.memory.intake.acquire(ingester::intake(&batch)).await;
         self.running.ingester().submit(batch, permit, reply.clone());
     }
 
@@ -137,6 +146,31 @@ async fn received_batches_survive_their_run_and_are_stored_by_the_next() {
     assert_eq!(committed(&mut answers).await, [(4, 4)], "known after a start");
     run.kill().await;
     assert_eq!(stored(&store).await, expected(50));
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn the_log_takes_more_than_memory_has_room_for_and_every_batch_finds_its_way_to_the_store() {
+    const BATCHES: u64 = 200;
+    let (data, log) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (engine, store) = kit::engine(data.path()).await;
+    let process = kit::process(&engine).await;
+    let run = Run::start_within(log.path(), Some(&store), 1 << 30, 256 << 10).await;
+    let (reply, mut answers) = ingester::acks();
+    kit::signal(Signal::STOP, process);
+    for seq in 0..BATCHES {
+        run.send(batch(seq, false), &reply).await;
+    }
+    wait_for(&mut answers, BATCHES, |acks| acks.received.count()).await;
+    let ingester = run.running.ingester();
+    assert!(ingester.waiting() > 150, "{} batches left memory", ingester.waiting());
+    assert!(run.memory.path.available() < 32 << 10, "what memory has room for is on its way");
+    kit::signal(Signal::CONT, process);
+    wait_for(&mut answers, BATCHES, |acks| acks.committed.count()).await;
+    assert_eq!(stored(&store).await, expected(BATCHES));
+    assert_eq!((ingester.waiting(), run.memory.used()), (0, 0));
+    drop(ingester);
+    run.kill().await;
     engine.stop().await;
 }
 

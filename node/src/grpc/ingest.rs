@@ -157,7 +157,7 @@ async fn take(
     let mut next = Some(first);
     while let Some(batch) = next {
         if batch.agent_id == agent_id {
-            let permit = agents.budget.acquire(ingester::cost(&batch)).await;
+            let permit = agents.memory.intake.acquire(ingester::intake(&batch)).await;
             agents.ingester.submit(batch, permit, reply.clone());
         } else {
             agents.metrics.reject("other_agent");

@@ -13,7 +13,7 @@ use metaflow_actors::{
     dictionary::{Dictionary, KindStats},
     ingester::Ingester,
     labeler,
-    memory::Budget,
+    memory::Memory,
     querier::Querier,
     store::Store,
     writer,
@@ -59,7 +59,7 @@ pub(crate) struct Running {
     pub(crate) store: Store,
     /// What the whole process may use.
     pub(crate) memory_bytes: usize,
-    pub(crate) budget: Budget,
+    pub(crate) memory: Memory,
     pub(crate) controller: Controller,
     pub(crate) dictionary: Dictionary,
     pub(crate) ingester: Ingester,
@@ -293,7 +293,7 @@ impl Parts {
             format!("two running nodes use node_id {}: {:?}", duplicate.node_id, duplicate.addresses)
         }));
         let running = self.shared.running.get();
-        let budget = running.map(|running| &running.budget);
+        let memory = running.map(|running| &running.memory);
         let wal = running.map(|running| running.ingester.wal().metrics());
         Status {
             version: env!("CARGO_PKG_VERSION"),
@@ -301,8 +301,8 @@ impl Parts {
             ready,
             problems,
             uptime_seconds: self.uptime().as_secs(),
-            memory_used_bytes: budget.map_or(0, |budget| budget.capacity() - budget.available()),
-            memory_budget_bytes: budget.map_or(0, Budget::capacity),
+            memory_used_bytes: memory.map_or(0, Memory::used),
+            memory_budget_bytes: memory.map_or(0, Memory::capacity),
             wal_bytes: wal.map_or(0, |wal| wal.bytes.load(Ordering::Relaxed)),
             wal_batches: wal.map_or(0, |wal| wal.batches.load(Ordering::Relaxed)),
             rows_accepted: running

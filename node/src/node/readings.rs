@@ -11,13 +11,13 @@ use crate::metrics::Reading;
 impl Running {
     /// Readings of one name stand together.
     pub(super) fn read(&self, out: &mut Vec<Reading>) {
-        let used = self.budget.capacity() - self.budget.available();
+        let used = self.memory.used();
         out.push(Reading::gauge(
             "memory_used_bytes",
             "Row data in memory, from socket to store",
             used as f64,
         ));
-        let capacity = self.budget.capacity() as f64;
+        let capacity = self.memory.capacity() as f64;
         out.push(Reading::gauge("memory_budget_bytes", "Row data allowed in memory", capacity));
         out.push(Reading::gauge(
             "process_memory_budget_bytes",
@@ -80,6 +80,8 @@ impl Running {
         let wal = self.ingester.wal().metrics();
         out.push(Reading::gauge("wal_bytes", "Bytes that wait for the store", get(&wal.bytes) as f64));
         out.push(Reading::gauge("wal_batches", "Batches that wait for the store", get(&wal.batches) as f64));
+        let waiting = self.ingester.waiting() as f64;
+        out.push(Reading::gauge("wal_batches_on_disk", "Batches that wait there and not in memory", waiting));
         out.push(Reading::counter("wal_syncs", "Group commits", get(&wal.syncs)));
         out.push(Reading::counter(
             "wal_write_errors",

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use metaflow_actors::{
     dictionary::NodeId,
     disk::Disk,
-    memory::Budget,
+    memory::Memory,
     querier::{self, Querier},
     store::{self, Servers, Store, embedded},
 };
@@ -59,8 +59,8 @@ pub(super) async fn start(
     parts.stage("making the store's tables");
     make_tables(config, parts, &store).await?;
     parts.stage("opening dictionary and write-ahead log");
-    let budget = Budget::new(memory.rows);
-    let pipeline = Pipeline::start(config, disk, store.clone(), budget.clone()).await?;
+    let rows = Memory::new(memory.rows);
+    let pipeline = Pipeline::start(config, disk, store.clone(), rows.clone()).await?;
     let stop = Stop::default();
     let (guides, guide) = guide::follow(membership.view(), pipeline.dictionary.clone());
     let secret = config.cluster.secret_file.clone().map(grpc::Secret::load).transpose()?;
@@ -84,7 +84,7 @@ pub(super) async fn start(
         controller: pipeline.controller.clone(),
         dictionary: pipeline.dictionary.clone(),
         ingester: pipeline.ingester(),
-        budget: budget.clone(),
+        memory: rows.clone(),
         metrics: metrics.clone(),
         stop: stop.clone(),
         streams: Arc::default(),
@@ -97,7 +97,7 @@ pub(super) async fn start(
         querier,
         store,
         memory_bytes: memory.total,
-        budget,
+        memory: rows,
         controller: pipeline.controller.clone(),
         dictionary: pipeline.dictionary.clone(),
         ingester: pipeline.ingester(),
