@@ -164,9 +164,9 @@ impl Wal {
         Ok((Self { shared: Arc::new(shared) }, left))
     }
 
-    /// Bytes that may still be added; 0 while the disk refuses writes.
+    /// Bytes that may still be added; 0 while the disk refuses writes or is nearly full.
     pub fn room(&self) -> u64 {
-        if self.is_failing() {
+        if self.is_failing() || self.shared.disk.is_nearly_full() {
             return 0;
         }
         self.shared.bytes_max.saturating_sub(self.shared.metrics.bytes.load(Relaxed))

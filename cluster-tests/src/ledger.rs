@@ -73,7 +73,8 @@ impl LedgerAgent {
 
     /// Only says who it is.
     pub async fn greet(&mut self, server: &str) -> Result<()> {
-        let mut client = timeout(self.answer_within, AgentServiceClient::connect(server.to_owned())).await??;
+        let mut client =
+            timeout(self.answer_within, AgentServiceClient::connect(server.to_owned())).await??;
         let (hello_sender, hellos) = mpsc::channel(1);
         self.hello(&mut client, &hello_sender, hellos).await.map(drop)
     }
@@ -102,7 +103,8 @@ impl LedgerAgent {
 
     /// One connection, until it breaks or all is committed.
     async fn session(&mut self, server: &str) -> Result<()> {
-        let mut client = timeout(self.answer_within, AgentServiceClient::connect(server.to_owned())).await??;
+        let mut client =
+            timeout(self.answer_within, AgentServiceClient::connect(server.to_owned())).await??;
         let (hello_sender, hellos) = mpsc::channel(1);
         let _answers = self.hello(&mut client, &hello_sender, hellos).await?;
         let (sender, batches) = mpsc::channel(WINDOW);
@@ -143,7 +145,8 @@ impl LedgerAgent {
         hello_sender.send(SyncRequest { body: Some(sync_request::Body::Hello(hello)) }).await?;
         let mut answers =
             timeout(self.answer_within, client.sync(ReceiverStream::new(hellos))).await??.into_inner();
-        let answer = timeout(self.answer_within, answers.message()).await??.context("the Sync stream ended")?;
+        let answer =
+            timeout(self.answer_within, answers.message()).await??.context("the Sync stream ended")?;
         let Some(sync_response::Body::Welcome(welcome)) = answer.body else {
             anyhow::bail!("the first answer is not a Welcome")
         };
