@@ -231,16 +231,19 @@ async fn gather(parts: &Parts, topic: Topic, arguments: &Arguments) -> Result<Ve
         let answer = if member.node_id == view.own {
             let answering = tokio::time::timeout(ANSWER_WITHIN, answer(parts, topic, arguments));
             let late = || format!("no answer came within {} s", ANSWER_WITHIN.as_secs());
-            answering
-                .await
-                .map_err(|_| late())
-                .and_then(|answer| answer.map_err(|failure| failure.to_string()))
+            match answering.await {
+                Ok(Ok(answer)) => Ok(answer),
+                // A wrong question is wrong everywhere.
+                Ok(Err(wrong @ Failure::Wrong(_))) => return Err(wrong),
+                Ok(Err(failure)) => Err(failure.to_string()),
+                Err(_) => Err(late()),
+            }
         } else {
             ask(parts, member, topic, arguments).await
         };
-        Answered { node_id: member.node_id, name: member.facts.name.clone(), answer }
+        Ok(Answered { node_id: member.node_id, name: member.facts.name.clone(), answer })
     });
-    Ok(join_all(asked).await)
+    join_all(asked).await.into_iter().collect()
 }
 
 /// Asks another node.

@@ -54,10 +54,12 @@ fn render(page: &Value, format: Format) -> Result<Shown, Failure> {
                 }
                 (region, _) => format!("region {region}"),
             };
+            let host = Some(text(page, "host")).filter(|host| !host.is_empty());
+            let host = host.map_or_else(String::new, |host| format!(" {host}"));
             format!(
-                "agent {} {}: shard {}, {region}\n{}\n\n{}",
+                "agent {}{}: shard {}, {region}\n{}\n\n{}",
                 page["agent_id"],
-                text(page, "host"),
+                host,
                 page["shard"],
                 text(page, "conclusion"),
                 short(&objects(&page["candidates"]), &COLUMNS, format)

@@ -173,9 +173,11 @@ fn conclusion(candidates: &[Value], subject: &Subject, view: &View) -> String {
     let is_at = |node: &str| format!("it is connected to {node}");
     match (primary, place) {
         _ if candidates.is_empty() && subject.connected.is_empty() => {
-            "the cluster has one node; the agent is not connected to it".to_owned()
+            "one node of the cluster is alive; the agent is not connected to it".to_owned()
         }
-        _ if candidates.is_empty() => "the cluster has one node, and it is connected to it".to_owned(),
+        _ if candidates.is_empty() => {
+            "one node of the cluster is alive, and it is connected to it".to_owned()
+        }
         _ if subject.known.is_empty() => {
             "no node knows this agent; this is where it would be served".to_owned()
         }
@@ -256,6 +258,6 @@ mod tests {
         check(&[candidate(1, "primary", None)], &known, "last heard 3 s ago by node 1");
         check(&[candidate(1, "primary", None)], &Subject::default(), "no node knows");
         check(&[candidate(1, "not ready", None)], &known, "no node is ready");
-        check(&[], &known, "one node");
+        check(&[], &known, "one node of the cluster is alive");
     }
 }

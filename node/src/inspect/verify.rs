@@ -235,7 +235,8 @@ pub(crate) async fn verify(parts: &Parts, arguments: &Arguments) -> Answer {
             nodes.push(json!({ "node_id": answered.node_id, "name": answered.name, "store": answer }));
         }
     }
-    let silent = [unanswered(&digests), unanswered(&stores)].concat();
+    let mut silent = unanswered(&digests);
+    silent.extend(unanswered(&stores).into_iter().filter(|node| !silent.contains(node)).collect::<Vec<_>>());
     Ok(json!({
         "is_fine": is_fine && silent.is_empty(),
         "partitions": PARTITIONS,

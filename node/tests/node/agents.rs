@@ -53,6 +53,8 @@ async fn rows_become_named_answers_and_survive_a_restart() {
 }
 
 /// Neighbouring releases work together: nodes are updated first, so agents of the release before come to them.
+const PREVIOUS: u32 = PROTOCOL_VERSION - 1;
+
 #[tokio::test]
 async fn an_agent_of_the_previous_release_is_served_in_its_own_version() {
     let folder = tempfile::tempdir().unwrap();
@@ -68,13 +70,13 @@ async fn an_agent_of_the_previous_release_is_served_in_its_own_version() {
         SyncRequest { body: Some(sync_request::Body::Hello(hello)) }
     };
     let (sender, requests_of_agent) = mpsc::channel(4);
-    sender.send(hello(PROTOCOL_VERSION_OLDEST)).await.unwrap();
+    sender.send(hello(PREVIOUS)).await.unwrap();
     let mut answers =
         node.agent().await.sync(ReceiverStream::new(requests_of_agent)).await.unwrap().into_inner();
     let Some(sync_response::Body::Welcome(welcome)) = answers.message().await.unwrap().unwrap().body else {
         panic!("no Welcome")
     };
-    assert_eq!(welcome.protocol_version, PROTOCOL_VERSION_OLDEST);
+    assert_eq!(welcome.protocol_version, PREVIOUS);
     let beat = SyncRequest { body: Some(sync_request::Body::Heartbeat(Heartbeat::default())) };
     sender.send(beat).await.unwrap();
     loop {
@@ -87,7 +89,7 @@ async fn an_agent_of_the_previous_release_is_served_in_its_own_version() {
     }
     let (batches, mut acks) = node.ingest().await;
     let mut batch = requests(welcome.agent_id, seq(1, 1), 3, now());
-    batch.protocol_version = PROTOCOL_VERSION_OLDEST;
+    batch.protocol_version = PREVIOUS;
     batches.send(batch).await.unwrap();
     acks_until(&mut acks, |ack| covers(&ack.committed, seq(1, 1))).await;
 

@@ -141,6 +141,7 @@ async fn commands(node: &Node, agent_id: u32, folder: &Path) {
         (&["ingest", "trace", &agent, "1:9"], 3, "not seen"),
         (&["doctor", "--node", "n1"], 0, "disk sync"),
         (&["events", "--kind", "agent"], 0, "connected"),
+        (&["events", "--kind", "noise"], 1, "kinds are"),
         (&["debug", "bundle", "--file", &bundle], 0, "bundle.tar.gz"),
         (&["debug", "bundle", "--file", &bundle], 1, "failed to write"),
     ] {
@@ -263,11 +264,8 @@ async fn machines(node: &Node) {
         ] {
             assert!(checks.iter().any(|check| check["check"] == name), "{name} is not in {doctor}");
         }
-        let tables = checks.iter().filter(|check| check["check"] == "table");
-        assert!(
-            tables.clone().count() > 5 && tables.into_iter().all(|check| check["health"] == "ok"),
-            "{doctor}"
-        );
+        let tables = checks.iter().filter(|check| check["check"] == "table").collect::<Vec<_>>();
+        assert!(tables.len() == 1 && tables[0]["health"] == "ok", "{doctor}");
     }
     let settings = node.page("/v1/settings").await.body;
     assert!(
@@ -306,11 +304,10 @@ async fn wrong_questions(node: &Node) {
         ("/v1/ingest/trace?agent=1&seq=x", "GENERATION:COUNTER"),
         ("/v1/dictionary/lookup?kind=colour&name=x", "pod_ns"),
         ("/v1/wal?node=n7", "the nodes are n1, n2"),
+        ("/v1/events?kind=noise", "kinds are"),
     ] {
         let answer = node.page(path).await;
         assert_eq!(answer.status, 400, "{path}");
         assert!(answer.description().contains(part), "{path}: {answer:?}");
     }
-    let events = node.page("/v1/events?kind=noise").await.body;
-    assert!(events["nodes"][1]["unanswered"].as_str().unwrap().contains("kinds are"), "{events}");
 }

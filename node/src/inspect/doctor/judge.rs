@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use metaflow_schema::{Table, ddl::DEDUPLICATION_WINDOW, tables::Partition};
 
-use super::Check;
+use super::{Check, Health};
 
 const MIB: u64 = 1 << 20;
 /// Buffers of a socket by default on Linux since long; below it, bursts of gossip are lost.
@@ -160,6 +160,16 @@ pub(super) fn table(table: &Table, engine: Option<&str>) -> Check {
     }
 }
 
+/// The tables as one check where all are well, else those that are not.
+pub(super) fn tables(tables: Vec<Check>) -> Vec<Check> {
+    let count = tables.len();
+    let wrong: Vec<Check> = tables.into_iter().filter(|check| check.health != Health::Ok).collect();
+    if wrong.is_empty() {
+        return vec![Check::ok("table", format!("all {count} remember their inserts and let old rows go"))];
+    }
+    wrong
+}
+
 /// A number among the settings of a table, by the end of its name.
 fn setting(engine: &str, name: &str) -> Option<u64> {
     let (_, rest) = engine.split_once(&format!("{name} = "))?;
@@ -171,7 +181,7 @@ fn setting(engine: &str, name: &str) -> Option<u64> {
 mod tests {
     use metaflow_schema::tables::{DICTIONARY, L7_FLOW_LOG};
 
-    use super::{super::Health, *};
+    use super::*;
 
     #[track_caller]
     fn check(made: &Check, health: Health, part: &str) {
@@ -234,5 +244,9 @@ mod tests {
         let other = engine.replace("Day(3)", "Day(77)");
         check(&table(&L7_FLOW_LOG, Some(&other)), Health::Ok, "other than by default");
         check(&table(&DICTIONARY, Some(&eternal)), Health::Ok, "window 10000");
+        let all = vec![table(&L7_FLOW_LOG, Some(engine)), table(&L7_FLOW_LOG, Some(engine))];
+        check(&tables(all)[0], Health::Ok, "all 2");
+        let some = vec![table(&L7_FLOW_LOG, Some(engine)), table(&L7_FLOW_LOG, None)];
+        assert_eq!(tables(some), [table(&L7_FLOW_LOG, None)]);
     }
 }

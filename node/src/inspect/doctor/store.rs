@@ -48,7 +48,7 @@ pub(super) async fn store(parts: &Parts) -> Vec<Check> {
             let judged = TABLES
                 .iter()
                 .map(|table| judge::table(table, engines.get(&(table.database, table.name)).copied()));
-            checks.extend(judged);
+            checks.extend(judge::tables(judged.collect()));
         }
         Err(error) => {
             let found = format!("the store does not show its tables: {error}");
