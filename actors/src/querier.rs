@@ -8,6 +8,7 @@
 mod answer;
 #[cfg(test)]
 mod tests;
+pub mod trace;
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -100,6 +101,10 @@ pub enum Error {
     TimedOut(Duration),
     #[error("the query needs more than the limits allow: {0}; narrow its time range or set a LIMIT")]
     TooLarge(String),
+    #[error(
+        "{0:?} is neither a trace id nor a row's id (start_time, agent_id, flow_id, observation_point, req_tcp_seq, resp_tcp_seq, request_id, joined by -)"
+    )]
+    NoSeed(String),
     #[error("{0}")]
     Unavailable(String),
     #[error("the store failed: {0}")]

@@ -23,6 +23,7 @@ mod status;
 mod table;
 mod token;
 mod top;
+mod trace;
 mod wal;
 
 use std::io::{self, Write as _};
@@ -89,6 +90,8 @@ enum Verb {
     },
     /// Run one SQL statement.
     Query(query::Arguments),
+    /// A trace as a tree: what each span took, and why it stands where it does.
+    Trace(trace::Arguments),
     /// The services that answer requests now: rate, errors, delays, callers.
     Top(top::Arguments),
     /// Certificates for encrypted connections; asks no node.
@@ -119,6 +122,7 @@ pub(crate) async fn run(Arguments { access, verb }: Arguments) -> Result<(), Fai
         Verb::Events(arguments) => events::run(&client()?, arguments).await,
         Verb::Debug { verb } => debug::run(&client()?, verb).await,
         Verb::Query(arguments) => query::run(&client()?, arguments).await,
+        Verb::Trace(arguments) => trace::run(&client()?, arguments).await,
         Verb::Top(arguments) => top::run(&client()?, arguments).await,
         Verb::Cert { verb } => cert::run(verb),
         Verb::Token { verb } => token::run(verb),

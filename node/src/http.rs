@@ -10,6 +10,7 @@ mod guard;
 mod inspect;
 mod observe;
 mod page;
+mod trace;
 
 use std::{sync::Arc, time::Duration};
 
@@ -52,6 +53,7 @@ pub(crate) fn router(services: Services) -> Router {
         .merge(inspect::routes())
         .merge(fleet::routes())
         .merge(observe::routes())
+        .merge(trace::routes())
         .route("/metrics", get(metrics))
         .route("/health/live", get(|| async { "alive\n" }))
         .route("/health/ready", get(ready))

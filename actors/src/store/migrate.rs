@@ -1,4 +1,4 @@
-//! Brings a store to the catalogue: databases, tables, columns that came with this release, the dictionary of names.
+//! Brings a store to the catalogue: databases, tables, columns and indexes that came with this release, the dictionary of names.
 //!
 //! Never drops and never changes a column: what differs is reported, because only its owner knows what the data is worth.
 
@@ -66,6 +66,10 @@ async fn complete(client: &Client, table: &Table, migration: &mut Migration) -> 
             }
             Some(_) => {}
         }
+    }
+    for index in table.indexes {
+        let index = ddl::declare_index(index).replacen("INDEX", "INDEX IF NOT EXISTS", 1);
+        client.execute(&format!("ALTER TABLE {database}.`{name}` ADD {index}"), &[]).await?;
     }
     Ok(())
 }

@@ -103,7 +103,9 @@ CREATE TABLE IF NOT EXISTS flow_log.`l7_flow_log`
     `auto_instance_id_1` UInt32 COMMENT 'the most exact resource: pod, else process, node, device, internet, address' CODEC(T64, ZSTD(1)),
     `auto_service_type_1` UInt8 COMMENT 'kind of the service' CODEC(T64, LZ4),
     `auto_service_id_1` UInt32 COMMENT 'the service: custom service, else pod service, workload, unit, process, cluster, device, internet, address' CODEC(T64, ZSTD(1)),
-    `tag_source_1` UInt8 COMMENT 'how the tags were found' CODEC(T64, LZ4)
+    `tag_source_1` UInt8 COMMENT 'how the tags were found' CODEC(T64, LZ4),
+    INDEX by_time `time` TYPE minmax GRANULARITY 1,
+    INDEX by_trace_id `trace_id` TYPE bloom_filter(0.01) GRANULARITY 1
 )
 ENGINE = MergeTree
 PARTITION BY toStartOfHour(time)

@@ -1,6 +1,6 @@
 //! DDL: the statements that make the store's databases, tables and dictionary.
 
-use crate::tables::{DICTIONARY, Partition, TABLES, Table};
+use crate::tables::{DICTIONARY, Index, Partition, TABLES, Table};
 
 /// Inserts that a table remembers by their `insert_deduplication_token`: at 50 inserts a second a retry may come 200 s late.
 pub const DEDUPLICATION_WINDOW: u32 = 10_000;
@@ -29,9 +29,14 @@ pub fn statements() -> Vec<String> {
     statements
 }
 
+/// An index as `CREATE TABLE` and `ALTER TABLE ... ADD` have it.
+pub fn declare_index(Index { name, column, kind }: &Index) -> String {
+    format!("INDEX {name} `{column}` TYPE {kind} GRANULARITY 1")
+}
+
 /// `CREATE TABLE` of one table.
 pub fn create_table(table: &Table) -> String {
-    let columns: Vec<_> = (table.columns)()
+    let mut columns: Vec<_> = (table.columns)()
         .iter()
         .map(|column| {
             format!(
@@ -43,6 +48,7 @@ pub fn create_table(table: &Table) -> String {
             )
         })
         .collect();
+    columns.extend(table.indexes.iter().map(|index| format!("    {}", declare_index(index))));
     let engine = if std::ptr::eq(table, &DICTIONARY) { "ReplacingMergeTree" } else { "MergeTree" };
     let partition = match table.partition {
         Partition::Hour => "\nPARTITION BY toStartOfHour(time)",

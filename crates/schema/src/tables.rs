@@ -80,6 +80,22 @@ impl Partition {
     }
 }
 
+/// A skip index: what it says of a block of rows spares reading those in which nothing can match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Index {
+    pub name: &'static str,
+    pub column: &'static str,
+    /// ClickHouse's type of the index.
+    pub kind: &'static str,
+}
+
+/// Rows of a trace are looked up by its id, and then by what they share, around the time of those that are known. The sort key says nothing
+/// of either: services come before time in it.
+const TRACE_INDEXES: &[Index] = &[
+    Index { name: "by_time", column: "time", kind: "minmax" },
+    Index { name: "by_trace_id", column: "trace_id", kind: "bloom_filter(0.01)" },
+];
+
 /// A table's declaration.
 #[derive(Debug)]
 pub struct Table {
@@ -95,6 +111,7 @@ pub struct Table {
     /// Entity first: equal integers stand together and compress; time last.
     pub order_by: &'static [&'static str],
     pub columns: fn() -> Vec<Column>,
+    pub indexes: &'static [Index],
     pub metrics: &'static [Metric],
 }
 
@@ -129,6 +146,7 @@ macro_rules! metrics_table {
             ttl_days: Some($ttl),
             order_by: $order,
             columns: columns_of::<$group>,
+            indexes: &[],
             metrics: $metrics,
         };
     };
@@ -145,6 +163,7 @@ pub static L4_FLOW_LOG: Table = Table {
     ttl_days: Some(3),
     order_by: LOG_ORDER,
     columns: columns_of::<L4FlowLog>,
+    indexes: &[],
     metrics: metrics::L4_FLOW_LOG,
 };
 
@@ -159,6 +178,7 @@ pub static L7_FLOW_LOG: Table = Table {
     ttl_days: Some(3),
     order_by: LOG_ORDER,
     columns: columns_of::<L7FlowLog>,
+    indexes: TRACE_INDEXES,
     metrics: metrics::L7_FLOW_LOG,
 };
 
@@ -173,6 +193,7 @@ pub static DICTIONARY: Table = Table {
     ttl_days: None,
     order_by: &["kind", "id"],
     columns: columns_of::<Dictionary>,
+    indexes: &[],
     metrics: &[],
 };
 
@@ -303,7 +324,7 @@ mod tests {
                         .iter()
                         .any(|(computed, family, _)| *computed == name && *family == table.family)
             };
-            for name in table.order_by {
+            for name in table.order_by.iter().copied().chain(table.indexes.iter().map(|index| index.column)) {
                 assert!(has(name), "{}: {name}", table.name);
             }
             for metric in table.metrics {

@@ -152,10 +152,12 @@ fn success(answer: &Answer) -> Response {
     json(StatusCode::OK, &envelope)
 }
 
-fn refused(error: &querier::Error) -> (QueryOutcome, Response) {
+pub(super) fn refused(error: &querier::Error) -> (QueryOutcome, Response) {
     use querier::Error;
     let (outcome, status, name) = match error {
-        Error::Refused(_) => (QueryOutcome::Refused, StatusCode::BAD_REQUEST, "INVALID_PARAMETERS"),
+        Error::Refused(_) | Error::NoSeed(_) => {
+            (QueryOutcome::Refused, StatusCode::BAD_REQUEST, "INVALID_PARAMETERS")
+        }
         Error::TooLarge(_) => {
             (QueryOutcome::TooLarge, StatusCode::UNPROCESSABLE_ENTITY, "INVALID_PARAMETERS")
         }

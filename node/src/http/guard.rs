@@ -29,7 +29,7 @@ impl Guard {
 }
 
 /// Statements come as POST, but they only read.
-const READING_POSTS: [&str; 2] = ["/v1/query", "/v1/query/"];
+const READING_POSTS: [&str; 3] = ["/v1/query", "/v1/query/", super::trace::PATH];
 
 /// What a request needs; none for what everybody may see: whether the node lives, and the page that says where to ask.
 fn needed(method: &Method, path: &str) -> Option<Scope> {

@@ -6,6 +6,15 @@ const ENDPOINTS: &[(&str, &str)] = &[
         "/v1/query/",
         "SQL: POST form with <code>db</code> and <code>sql</code>, or GET with the same parameters",
     ),
+    (
+        "/v1/stats/querier/L7FlowTracing",
+        "the trace of a <code>trace_id</code> or of a row (<code>_id</code>) as a tree: POST JSON, with <code>time_start</code> and \
+         <code>time_end</code> in seconds",
+    ),
+    (
+        "/api/traces/TRACE_ID",
+        "the same as OTLP in JSON, as Tempo answers; <code>start</code>, <code>end</code>",
+    ),
     ("/v1/agents", "the agents that this node knows"),
     ("/v1/cluster/agents", "the agents of the whole cluster"),
     ("/v1/agent-groups", "groups of agents and what they set"),

@@ -1,0 +1,122 @@
+//! Traces: from one row or a trace id to a tree of spans.
+//!
+//! Role: looks rows up by what the known ones share, a few rounds over, and hands them to the assembly, which is pure. Bound: rounds, rows,
+//! the span of time around what is known. What does not hang together with what was asked for is left out again.
+
+mod assemble;
+mod clock;
+mod keys;
+mod link;
+mod row;
+#[cfg(test)]
+mod tests;
+mod timing;
+
+use std::collections::HashSet;
+
+pub use assemble::{Reason, Span, assemble, trees_with};
+pub use keys::Span as TimeSpan;
+pub use row::{Row, RowId};
+pub use timing::{Timing, timings};
+
+use super::{Error, Querier, Source};
+use keys::{Keys, ROWS_MAX};
+
+/// Rounds of look-ups: each goes one process up and down. What carries a trace id needs no more than one.
+const ROUNDS_MAX: usize = 5;
+/// A row is looked for up to so long after its begin: its time is its end.
+const ROW_SECONDS_MAX: u64 = 600;
+
+/// What a trace is looked for by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Seed {
+    TraceId(String),
+    Row(RowId),
+}
+
+impl Seed {
+    /// A row's id or else a trace id.
+    pub fn parse(text: &str) -> Result<Self, Error> {
+        let text = text.trim();
+        if let Some(id) = RowId::parse(text) {
+            return Ok(Self::Row(id));
+        }
+        if keys::is_id(text) {
+            return Ok(Self::TraceId(text.to_owned()));
+        }
+        Err(Error::NoSeed(text.chars().take(80).collect()))
+    }
+}
+
+/// A trace, or as much of it as the limits allow.
+#[derive(Debug, Default)]
+pub struct Trace {
+    /// Each below its parent, roots in the order of time.
+    pub spans: Vec<Span>,
+    /// Rounds that brought something.
+    pub rounds: usize,
+    /// There may be more.
+    pub cut: bool,
+}
+
+impl<S: Source> Querier<S> {
+    /// The trace of a row or trace id, of rows that ended in `span`; empty when there is none.
+    pub async fn trace(&self, seed: &Seed, span: TimeSpan, now_seconds: u32) -> Result<Trace, Error> {
+        let mut found = Found::default();
+        let first = match seed {
+            Seed::TraceId(id) => Keys::of_trace(id).statements(span),
+            Seed::Row(id) => {
+                let from = id.start_time / 1_000_000;
+                vec![keys::statement(&id.condition(), TimeSpan { from, to: from + ROW_SECONDS_MAX })]
+            }
+        };
+        self.look_up(first, now_seconds, &mut found).await?;
+        let mut known = Keys::default();
+        let (mut rounds, mut grew) = (0, !found.rows.is_empty());
+        while grew && rounds < ROUNDS_MAX && !found.cut {
+            let before = found.rows.len();
+            // The same requests elsewhere on their way, then what the processes at their ends did meanwhile.
+            for part in [Keys::on_the_way, Keys::in_processes] {
+                let mut keys = Keys::default();
+                found.rows.iter().for_each(|row| keys.add(row));
+                let keys = part(keys).without(&known);
+                let statements = keys.statements(TimeSpan::around(&found.rows));
+                self.look_up(statements, now_seconds, &mut found).await?;
+                known.merge(keys);
+            }
+            grew = found.rows.len() > before;
+            rounds += usize::from(grew);
+        }
+        found.cut |= grew;
+        let spans = trees_with(assemble(found.rows), |row| match seed {
+            Seed::TraceId(id) => row.trace_id == *id,
+            Seed::Row(id) => row.id() == *id,
+        });
+        Ok(Trace { spans, rounds, cut: found.cut })
+    }
+
+    async fn look_up(&self, statements: Vec<String>, now: u32, found: &mut Found) -> Result<(), Error> {
+        for statement in statements {
+            let answer = self.answer(&statement, Some("flow_log"), now).await?;
+            let rows: Vec<Row> = serde_json::from_str(answer.rows.get())
+                .map_err(|error| Error::Store(format!("its rows are not readable: {error}")))?;
+            found.cut |= rows.len() >= ROWS_MAX;
+            for row in rows {
+                if found.ids.len() >= ROWS_MAX {
+                    found.cut = true;
+                } else if found.ids.insert(row.id()) {
+                    found.rows.push(row);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Rows without repetitions.
+#[derive(Default)]
+struct Found {
+    rows: Vec<Row>,
+    ids: HashSet<RowId>,
+    cut: bool,
+}
