@@ -4,9 +4,10 @@ use std::{fs, io::Write, path::Path};
 
 use crate::{
     capture::{LiveConfig, LiveSource},
-    config::Config,
+    config::{Config, Enabled},
     facts::{Collector, Identity, machine_id},
     guard::free_bytes,
+    probes::{self, Capability, Probes, Settings},
 };
 
 /// Tries each ability and says how it went.
@@ -15,6 +16,7 @@ pub fn print(out: &mut dyn Write, config: &Config) -> anyhow::Result<()> {
     writeln!(out, "host: {hostname}, {os}, Linux {kernel_release} {architecture}")?;
     writeln!(out, "machine id: {}", machine_id(&config.machine_id))?;
     writeln!(out, "packet capture: {}", packet_capture())?;
+    inside(out, config)?;
     let (snapshot, _) = Collector::default().look();
     writeln!(
         out,
@@ -33,6 +35,31 @@ fn packet_capture() -> String {
         Ok(_) => "yes".to_owned(),
         Err(error) => format!("no ({:#}): run as root or grant CAP_NET_RAW", anyhow::Error::from(error)),
     }
+}
+
+/// One line for each ability of eBPF: whether it works, why not, and what is lost then.
+fn inside(out: &mut dyn Write, config: &Config) -> anyhow::Result<()> {
+    if config.ebpf.enabled == Enabled::Off {
+        writeln!(out, "eBPF: off (ebpf.enabled)")?;
+        return Ok(());
+    }
+    let is_in_use = probes::is_in_use();
+    // The programs are taken away again at once.
+    let (probes, report) = Probes::open(&Settings::new(&config.ebpf, config.excluded_ports()));
+    for Capability { name, problem, lost } in report {
+        match problem {
+            None => writeln!(out, "eBPF, {name}: yes")?,
+            Some(problem) => writeln!(out, "eBPF, {name}: no ({problem}); without it: {lost}")?,
+        }
+    }
+    match probes {
+        Some(probes) => writeln!(out, "eBPF: requests are seen in processes, by {}", probes.step().name())?,
+        None => writeln!(out, "eBPF: no; requests are seen in packets alone")?,
+    }
+    if is_in_use {
+        writeln!(out, "eBPF: another agent uses it on this host now; a second one keeps to packets")?;
+    }
+    Ok(())
 }
 
 /// The descriptors of process 1 are as well guarded as any.

@@ -3,6 +3,7 @@
 //! Pure: reports, times and a [`Basis`] come in, [`Chunk`]s for the spool go out. Rules:
 //! * a flow counts in the second of its report, a request in the second of its `end_time`, which is the `time` of its row in
 //!   `l7_flow_log`, so that both tables agree; a request that timed out counts as a request and as a timeout;
+//! * a request that is seen at several points of this host has a row in the log for each and counts once in the metrics (`once`);
 //! * an interval is sealed when it is over by `Config::interval_delay`; what comes later goes out as further rows of the same interval,
 //!   so sums over rows stay right;
 //! * rows by the minute are folded from rows by the second, one-sided rows from two-sided ones, so all tables agree by construction;
@@ -14,6 +15,7 @@ mod basis;
 mod columns;
 mod logs;
 mod metrics;
+mod once;
 mod pool;
 mod rollup;
 #[cfg(test)]
@@ -25,12 +27,18 @@ use metaflow_wire::{Columns, Table};
 
 pub use basis::{Basis, Nowhere};
 
-use crate::flow::{FlowReport, Output};
+use crate::{
+    flow::{FlowFacts, FlowReport, Output},
+    session::Session,
+    sockets::Call,
+};
 pub(crate) use pool::truncate;
 
-use basis::FlowNotes;
+use basis::{FlowNotes, Place};
 use columns::Builder;
+use logs::Origin;
 use metrics::{ApplicationKey, ApplicationValue, NetworkKey, NetworkValue};
+use once::{Count, Once};
 use pool::Symbols;
 use rollup::{Interval, Rollup};
 
@@ -96,6 +104,7 @@ pub struct Emitter {
     network: Rollup<NetworkKey, NetworkValue>,
     network_rows: [Builder<metrics::NetworkRows>; 4],
     application: Rollup<ApplicationKey, ApplicationValue>,
+    once: Once,
     application_rows: [Builder<metrics::ApplicationRows>; 4],
     chunks: Vec<Chunk>,
     counters: Counters,
@@ -113,6 +122,7 @@ impl Emitter {
             network_rows: [Table::Network1s, Table::NetworkMap1s, Table::Network1m, Table::NetworkMap1m]
                 .map(Builder::new),
             application: Rollup::new(keys),
+            once: Once::default(),
             application_rows: [
                 Table::Application1s,
                 Table::ApplicationMap1s,
@@ -135,24 +145,16 @@ impl Emitter {
                 self.counters.own += 1;
                 continue;
             }
-            self.counters.sessions += 1;
-            let key = ApplicationKey {
-                place,
-                protocol: session.protocol,
-                domain: self.intern(&session.request_domain),
-                endpoint: self.intern(&session.endpoint),
-            };
-            let second = second_of(session.end_time);
-            self.application.add(second, key, &ApplicationValue::from_session(&session));
-            logs::push_session(
-                &mut self.request_log,
-                &place,
-                &facts,
-                session,
-                now,
-                &mut self.counters.truncated,
-            );
-            cut_when_full(&mut self.request_log, &self.config, &mut self.chunks);
+            self.session(&place, &facts, session, Origin::Packets, now);
+        }
+        for call in output.calls.drain(..) {
+            let Call { facts, point, client_pid, server_pid, threads, traces, session } = call;
+            let place = Place::of_process(&facts, point, [client_pid, server_pid], basis);
+            if place.is_own(basis) {
+                self.counters.own += 1;
+                continue;
+            }
+            self.session(&place, &facts, session, Origin::Process { threads, traces }, now);
         }
         for report in output.logs.drain(..) {
             let place = self.notes.place(&report.facts, now, basis);
@@ -168,6 +170,25 @@ impl Emitter {
             self.accept_second(&report, now, basis);
         }
         self.counters.collapsed = self.network.collapsed + self.application.collapsed;
+    }
+
+    /// A row of the log, and what it adds to the metrics.
+    fn session(&mut self, place: &Place, facts: &FlowFacts, session: Session, origin: Origin, now: u64) {
+        self.counters.sessions += 1;
+        let key = ApplicationKey {
+            place: *place,
+            protocol: session.protocol,
+            domain: self.intern(&session.request_domain),
+            endpoint: self.intern(&session.endpoint),
+        };
+        let value = ApplicationValue::from_session(&session);
+        let count = Count { second: second_of(session.end_time), key, value };
+        if let Some(count) = self.once.admit(place.point, &facts.ends, now, count) {
+            self.application.add(count.second, count.key, &count.value);
+        }
+        let truncated = &mut self.counters.truncated;
+        logs::push_session(&mut self.request_log, place, facts, session, origin, now, truncated);
+        cut_when_full(&mut self.request_log, &self.config, &mut self.chunks);
     }
 
     fn accept_second(&mut self, report: &FlowReport, now: u64, basis: &dyn Basis) {
@@ -194,6 +215,8 @@ impl Emitter {
     /// Seals intervals that are over by the clock of the traffic, and cuts batches that are old by the clock of the process; both in
     /// microseconds since 1970.
     pub fn tick(&mut self, traffic_now: u64, now: u64) {
+        let Self { once, application, .. } = self;
+        once.due(now, |count| application.add(count.second, count.key, &count.value));
         let delay = u64::try_from(self.config.interval_delay.as_micros()).unwrap_or(u64::MAX);
         self.seal(second_of(traffic_now.saturating_sub(delay)), now);
         self.notes.purge(now);
@@ -203,6 +226,8 @@ impl Emitter {
 
     /// Seals everything: the end of the process or of a capture file.
     pub fn finish(&mut self, now: u64) {
+        let Self { once, application, .. } = self;
+        once.due(u64::MAX, |count| application.add(count.second, count.key, &count.value));
         self.seal(u32::MAX, now);
         self.cut_opened_before(u64::MAX);
     }
@@ -220,6 +245,7 @@ impl Emitter {
     pub fn is_empty(&self) -> bool {
         self.network.is_empty()
             && self.application.is_empty()
+            && self.once.is_empty()
             && self.flow_log.rows() == 0
             && self.request_log.rows() == 0
             && self.network_rows.iter().all(|builder| builder.rows() == 0)

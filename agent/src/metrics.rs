@@ -32,6 +32,12 @@ pub mod reason {
     pub const SHED_PACKETS: &str = "shed_packets";
     /// Packets that the kernel dropped before the agent read them.
     pub const KERNEL_DROPS: &str = "kernel_drops";
+    /// Records of the eBPF programs that found no room in their ring.
+    pub const EVENT_DROPS: &str = "event_drops";
+    /// Transfers of sockets whose bytes could not be seen (sendfile, io_uring).
+    pub const UNSEEN_TRANSFERS: &str = "unseen_transfers";
+    /// Events of sockets beyond `ebpf.sockets_max`.
+    pub const EXCESS_SOCKETS: &str = "excess_sockets";
 }
 
 /// Losses by reason.
@@ -80,6 +86,8 @@ pub struct Metrics {
     /// Frames that are no TCP or UDP packets.
     pub skipped: AtomicU64,
     pub kernel_drops: AtomicU64,
+    /// Records of the eBPF programs.
+    pub events: AtomicU64,
     pub shed_packets: AtomicU64,
     pub flows: AtomicU64,
     pub sessions: AtomicU64,

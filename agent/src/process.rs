@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! capture thread --queue of pieces--> sealing thread --spool--> sender (tokio)
+//! eBPF thread -----queue of pieces--> sealing thread
 //! facts thread --snapshots--> sealing thread, sender        guard (tokio, once a second) --level--> capture thread
 //! ```
 //!
@@ -9,6 +10,7 @@
 
 #[cfg(test)]
 mod corpus_tests;
+mod inside;
 mod replay;
 mod run;
 mod status;

@@ -47,6 +47,32 @@ pub(super) struct Place {
 const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 impl Place {
+    /// Of a row that a process's own socket gave. The other end's process may be known from its socket, too; else the host is asked.
+    pub(super) fn of_process(
+        facts: &FlowFacts,
+        point: ObservationPoint,
+        [client_pid, server_pid]: [u32; 2],
+        basis: &dyn Basis,
+    ) -> Self {
+        let ends = &facts.ends;
+        let mut place = Self {
+            client_ip: ends.client_ip,
+            server_ip: ends.server_ip,
+            server_port: ends.server_port,
+            client_pid,
+            server_pid,
+            ip_protocol: ends.ip_protocol,
+            point,
+            interface_index: facts.interface_index,
+        };
+        if client_pid == 0 || server_pid == 0 {
+            let (client, server) = basis.pids(ends);
+            place.client_pid = if client_pid == 0 { client } else { client_pid };
+            place.server_pid = if server_pid == 0 { server } else { server_pid };
+        }
+        place
+    }
+
     /// One end is MetaFlow itself.
     pub(super) fn is_own(&self, basis: &dyn Basis) -> bool {
         basis.is_own(self.client_pid) || basis.is_own(self.server_pid)

@@ -122,15 +122,34 @@ impl Rows for RequestLog {
     }
 }
 
-/// Packets say nothing about system calls: those columns stay empty.
+/// How a request was seen.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Origin {
+    /// Packets say nothing about system calls: those columns stay empty.
+    Packets,
+    /// Threads of request and response, and the numbers that link them to what caused them.
+    Process { threads: [u32; 2], traces: [u64; 2] },
+}
+
+impl Origin {
+    fn columns(self) -> (SignalSource, [u32; 2], [u64; 2]) {
+        match self {
+            Self::Packets => (SignalSource::Packet, [0; 2], [0; 2]),
+            Self::Process { threads, traces } => (SignalSource::Ebpf, threads, traces),
+        }
+    }
+}
+
 pub(super) fn push_session(
     builder: &mut Builder<RequestLog>,
     place: &Place,
     facts: &FlowFacts,
     session: Session,
+    origin: Origin,
     now: u64,
     truncated: &mut u64,
 ) {
+    let (signal_source, threads, traces) = origin.columns();
     builder.push_place(place, true, now);
     let Session {
         protocol,
@@ -173,7 +192,7 @@ pub(super) fn push_session(
         l7_protocol: protocol as u32,
         l7_type: l7_type as u32,
         response_status: status as u32,
-        signal_source: SignalSource::Packet as u32,
+        signal_source: signal_source as u32,
         version: text(version, KEY_TEXT_MAX),
         request_type: text(&request_type, KEY_TEXT_MAX),
         request_domain: text(&request_domain, KEY_TEXT_MAX),
@@ -197,8 +216,7 @@ pub(super) fn push_session(
         captured_response_byte: captured_response_byte,
         req_tcp_seq: req_tcp_seq,
         resp_tcp_seq: resp_tcp_seq,
-    } nested {
-        endpoints, syscall_trace_id_request, syscall_trace_id_response, syscall_thread_0, syscall_thread_1,
-        syscall_coroutine_0, syscall_coroutine_1
-    });
+        syscall_trace_id_request: traces[0], syscall_trace_id_response: traces[1],
+        syscall_thread_0: threads[0], syscall_thread_1: threads[1],
+    } nested { endpoints, syscall_coroutine_0, syscall_coroutine_1 });
 }

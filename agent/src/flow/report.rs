@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use metaflow_schema::enums::{CloseType, L7Protocol};
 
 use crate::session::Session;
+use crate::sockets::Call;
 
 /// Who talks to whom; `server` is the side that was connected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -114,4 +115,6 @@ pub struct Output {
     pub logs: Vec<FlowReport>,
     /// Finished requests with their flow.
     pub sessions: Vec<(FlowFacts, Session)>,
+    /// Finished requests as processes saw them; not of the flow table.
+    pub calls: Vec<Call>,
 }

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::inside::Inside;
 use super::{Process, Start, Status, first_level, join};
 use crate::{
     capture::{LiveConfig, LiveSource},
@@ -42,6 +43,7 @@ pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status
         first => first?,
     };
     let config = Config::clone(&settings.borrow());
+    let inside = Inside::open(&config)?;
     let mut collector = Collector::default();
     let (snapshot, first_host) = collector.look();
     let server_ports = snapshot.listeners.iter().map(|listener| listener.port).collect();
@@ -54,7 +56,7 @@ pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status
         machine_id: machine_id(&config.machine_id),
         emit: emit::Config::default(),
         spool_bytes_wait: None,
-        facts: facts_changes,
+        facts: facts_changes.clone(),
         host: host_changes,
         is_guarded: true,
     };
@@ -69,9 +71,10 @@ pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status
         ..flow::Config::default()
     };
     let (metrics, shedding) = (Arc::clone(&process.metrics), Arc::clone(&process.shedding));
+    let halt = Arc::new(AtomicBool::new(false));
+    let looking_inside = inside.map(|inside| inside.spawn(&process, facts_changes, &halt)).transpose()?;
     let mut feed = Feed::new(flows, process.queue()?, Overflow::Drop, metrics, shedding);
     feed.follow(settings);
-    let halt = Arc::new(AtomicBool::new(false));
     let halted = Arc::clone(&halt);
     let thread = std::thread::Builder::new()
         .name("capture".to_owned())
@@ -81,6 +84,9 @@ pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status
     let watched = watch_until(&process, &thread, &stop).await;
     halt.store(true, Ordering::Relaxed);
     let captured = join(thread, "capture").await?;
+    if let Some(thread) = looking_inside {
+        join(thread, "eBPF").await?;
+    }
     process.seal().await?;
     process.drain(LINGER, false, &CancellationToken::new()).await;
     stop_looking.cancel();

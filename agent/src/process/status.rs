@@ -22,6 +22,8 @@ pub struct Status {
     pub bytes: u64,
     pub skipped_frames: u64,
     pub kernel_drops: u64,
+    /// Records of the eBPF programs.
+    pub events: u64,
     /// Rows of the flow log, and requests.
     pub flows: u64,
     pub sessions: u64,
@@ -55,6 +57,7 @@ impl Status {
             bytes: metrics.bytes.load(Ordering::Relaxed),
             skipped_frames: metrics.skipped.load(Ordering::Relaxed),
             kernel_drops: metrics.kernel_drops.load(Ordering::Relaxed),
+            events: metrics.events.load(Ordering::Relaxed),
             flows: metrics.flows.load(Ordering::Relaxed),
             sessions: metrics.sessions.load(Ordering::Relaxed),
             rows: metrics.rows(),

@@ -3,6 +3,7 @@
 //! A crate of its own because both ends read it: the agent runs with it, and a node refuses what no agent would take. Leaves out: what
 //! the settings do (`agent`), and which agent gets which (`actors`).
 
+mod ebpf;
 mod remote;
 mod session;
 mod size;
@@ -20,6 +21,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 
+pub use ebpf::{Ebpf, Enabled};
 pub use remote::{HOT, LOCAL, Problem, Remote, TEXT_BYTES_MAX, take_hot};
 pub use session::Session;
 pub use size::Size;
@@ -51,6 +53,7 @@ pub struct Config {
     pub insecure: bool,
     pub tls: Tls,
     pub capture: Capture,
+    pub ebpf: Ebpf,
     pub session: Session,
     pub spool: Spool,
     pub guard: Guard,
@@ -121,6 +124,7 @@ impl Default for Config {
             insecure: false,
             tls: Tls::default(),
             capture: Capture::default(),
+            ebpf: Ebpf::default(),
             session: Session::default(),
             spool: Spool::default(),
             guard: Guard::default(),
@@ -193,6 +197,7 @@ impl Config {
         ensure!(self.capture.snaplen.0 <= 65_535, "capture.snaplen is above 64 KiB, the longest packet");
         ensure!(self.capture.ring.0 >= 1 << 20, "capture.ring is below 1 MiB");
         ensure!(self.capture.flows_max > 0, "capture.flows_max is 0");
+        self.ebpf.check()?;
         ensure!(
             self.spool.bytes_max.0 >= 8 << 20,
             "spool.bytes_max is below 8 MiB, two of the largest batches"

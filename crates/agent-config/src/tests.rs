@@ -55,6 +55,9 @@ fn what_makes_no_sense_is_refused_by_name() {
         assert!(error.contains(part), "{text}: {error}");
     };
     check("sever = []", "sever");
+    check("[ebpf]\nring = \"3 MiB\"", "power of two");
+    check("[ebpf]\npayload_max = \"1 MiB\"", "ebpf.payload_max");
+    check("[ebpf]\nenabled = \"on\"", "auto");
     check("servers = [\"node\"]", "host:port");
     check("servers = [\"http://node:1\"]", "host:port");
     check("servers = [\"10.0.0.1:1\"]", "insecure = true");

@@ -38,8 +38,9 @@ const CALLERS_NAMED: usize = 3;
 /// Service and protocol.
 type Key = (String, String);
 
-/// Where a request was seen, the best place first: at the server's side, then at the client's.
-const POINTS: [&[&str]; 5] = [&["s", "local"], &["s-p"], &["c"], &["c-p"], &["rest"]];
+/// Where a request was seen, the best place first: at the server's side, then at the client's. Of one host's points the metrics count a
+/// request at one alone, so those of a rank can be added.
+const POINTS: [&[&str]; 3] = [&["s-p", "s", "local"], &["c-p", "c"], &["rest"]];
 
 /// What is known of a service.
 #[derive(Debug, Clone, Default, PartialEq)]

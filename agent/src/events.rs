@@ -1,0 +1,202 @@
+//! Records of the ring buffer become events. Leaves out: how the records come (`probes`), what events mean (`sockets`).
+
+#![expect(unsafe_code, reason = "records are read as the structure that the kernel side wrote")]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use bpf_abi::{Header, flag, kind};
+
+use crate::session::Transport;
+
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IPPROTO_TCP: u8 = 6;
+const IPPROTO_UDP: u8 = 17;
+
+/// Which way data went, seen from the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Way {
+    Out,
+    In,
+}
+
+/// The ends of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SocketEnds {
+    pub transport: Transport,
+    pub local: SocketAddr,
+    pub remote: SocketAddr,
+}
+
+/// A process and one of its threads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Task {
+    pub pid: u32,
+    pub thread: u32,
+}
+
+/// Bytes that a process handed over or got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Data<'a> {
+    pub way: Way,
+    pub task: Task,
+    /// All of them.
+    pub length: u32,
+    /// Those that were copied, from the first one on.
+    pub payload: &'a [u8],
+}
+
+/// What happened. Times are nanoseconds of the monotonic clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event<'a> {
+    Transfer { time: u64, socket: u64, ends: SocketEnds, tcp_seq: u32, data: Data<'a> },
+    /// Plain text of a TLS session, which is named by its address in the process.
+    Plain { time: u64, entered: u64, session: u64, data: Data<'a> },
+    /// `is_client` says whether this end began the connection.
+    Opened { time: u64, socket: u64, ends: SocketEnds, is_client: bool },
+    Closed { time: u64, socket: u64 },
+    ThreadExit { task: Task },
+    Exec { task: Task },
+}
+
+/// Why a record is no event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    #[error("the record is shorter than it says")]
+    Short,
+    #[error("the kind of the record is not known")]
+    Kind,
+    #[error("the other end of a datagram is not known")]
+    NoRemote,
+}
+
+/// Reads one record.
+pub fn read(record: &[u8]) -> Result<Event<'_>, Unusable> {
+    let (bytes, rest) = record.split_first_chunk::<{ size_of::<Header>() }>().ok_or(Unusable::Short)?;
+    // SAFETY: there are as many bytes as a header has, and each pattern of bits is a header: all its fields are numbers.
+    let header = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast::<Header>()) };
+    let Header { time_ns: time, entered_ns: entered, socket, length, captured, pid, thread, tcp_seq, .. } = header;
+    let task = Task { pid, thread };
+    let data = |way| {
+        let payload = rest.get(..captured as usize).ok_or(Unusable::Short)?;
+        Ok(Data { way, task, length, payload: &payload[..payload.len().min(length as usize)] })
+    };
+    let transfer = |way| {
+        if header.flags & flag::NO_REMOTE != 0 {
+            return Err(Unusable::NoRemote);
+        }
+        Ok(Event::Transfer { time, socket, ends: ends(&header)?, tcp_seq, data: data(way)? })
+    };
+    match header.kind {
+        kind::SEND => transfer(Way::Out),
+        kind::RECEIVE => transfer(Way::In),
+        kind::TLS_SEND => Ok(Event::Plain { time, entered, session: socket, data: data(Way::Out)? }),
+        kind::TLS_RECEIVE => Ok(Event::Plain { time, entered, session: socket, data: data(Way::In)? }),
+        kind::OPENED => {
+            let is_client = header.flags & flag::CLIENT != 0;
+            Ok(Event::Opened { time, socket, ends: ends(&header)?, is_client })
+        }
+        kind::CLOSED => Ok(Event::Closed { time, socket }),
+        kind::THREAD_EXIT => Ok(Event::ThreadExit { task }),
+        kind::EXEC => Ok(Event::Exec { task }),
+        _ => Err(Unusable::Kind),
+    }
+}
+
+fn ends(header: &Header) -> Result<SocketEnds, Unusable> {
+    let Header { family, protocol, local, remote, local_port, remote_port, .. } = *header;
+    let address = |bytes: [u8; 16]| match family {
+        AF_INET => {
+            let [a, b, c, d, ..] = bytes;
+            Ok(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))
+        }
+        // A connection over IPv4 on a socket of IPv6 is one over IPv4.
+        AF_INET6 => Ok(IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()),
+        _ => Err(Unusable::Kind),
+    };
+    let transport = match protocol {
+        IPPROTO_TCP => Transport::Tcp,
+        IPPROTO_UDP => Transport::Udp,
+        _ => return Err(Unusable::Kind),
+    };
+    Ok(SocketEnds {
+        transport,
+        local: SocketAddr::new(address(local)?, local_port),
+        remote: SocketAddr::new(address(remote)?, remote_port),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(kind: u8) -> Header {
+        let mut local = [0; 16];
+        let mut remote = [0; 16];
+        local[..4].copy_from_slice(&[127, 0, 0, 1]);
+        remote[..4].copy_from_slice(&[10, 0, 0, 9]);
+        Header {
+            time_ns: 5,
+            entered_ns: 3,
+            socket: 77,
+            length: 10,
+            captured: 4,
+            pid: 1,
+            thread: 2,
+            tcp_seq: 1_000,
+            local_port: 80,
+            remote_port: 5_000,
+            kind,
+            flags: 0,
+            family: AF_INET,
+            protocol: IPPROTO_TCP,
+            reserved: 0,
+            local,
+            remote,
+        }
+    }
+
+    fn bytes(header: &Header, payload: &[u8]) -> Vec<u8> {
+        // SAFETY: a header has no padding (its size is asserted), so all its bytes are written.
+        let head = unsafe {
+            std::slice::from_raw_parts(std::ptr::from_ref(header).cast::<u8>(), size_of::<Header>())
+        };
+        [head, payload].concat()
+    }
+
+    #[test]
+    fn a_transfer_has_ends_and_payload() {
+        let record = bytes(&header(kind::SEND), b"abcdXXXX");
+        let Ok(Event::Transfer { time, socket, ends, tcp_seq, data }) = read(&record) else { panic!() };
+        assert_eq!((time, socket, tcp_seq), (5, 77, 1_000));
+        assert_eq!((ends.local.to_string(), ends.remote.to_string()), ("127.0.0.1:80".into(), "10.0.0.9:5000".into()));
+        let task = Task { pid: 1, thread: 2 };
+        assert_eq!(data, Data { way: Way::Out, task, length: 10, payload: b"abcd" });
+    }
+
+    #[test]
+    fn a_mapped_address_is_one_of_ipv4() {
+        let mut header = header(kind::RECEIVE);
+        header.family = AF_INET6;
+        header.local = Ipv4Addr::new(127, 0, 0, 1).to_ipv6_mapped().octets();
+        header.remote = Ipv6Addr::LOCALHOST.octets();
+        let record = bytes(&header, b"abcd");
+        let Ok(Event::Transfer { ends, .. }) = read(&record) else { panic!() };
+        assert_eq!((ends.local.to_string(), ends.remote.to_string()), ("127.0.0.1:80".into(), "[::1]:5000".into()));
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_no_event() {
+        let check = |change: &dyn Fn(&mut Header), expected: Unusable| {
+            let mut header = header(kind::SEND);
+            change(&mut header);
+            assert_eq!(read(&bytes(&header, b"abcd")), Err(expected));
+        };
+        check(&|header| header.kind = 99, Unusable::Kind);
+        check(&|header| header.family = 1, Unusable::Kind);
+        check(&|header| header.protocol = 132, Unusable::Kind);
+        check(&|header| header.captured = 5, Unusable::Short);
+        check(&|header| header.flags = flag::NO_REMOTE, Unusable::NoRemote);
+        assert_eq!(read(&[0; 40]), Err(Unusable::Short));
+    }
+}

@@ -1,0 +1,370 @@
+//! The eBPF programs in the kernel: loaded, attached, read. With `probes/*`, the only files that know the library for it.
+//!
+//! What a kernel can do is found out by loading, never by its version, from the best step of the ladder down ([`Step`]). Everything hangs on
+//! descriptors of this process: when it ends, however it ends, the kernel takes the programs away.
+//! Leaves out: what records mean (`events`, `sockets`).
+
+mod constants;
+mod libraries;
+mod plain;
+mod types;
+
+use std::borrow::Cow;
+
+use aya::{
+    Btf, Ebpf, EbpfLoader,
+    maps::{HashMap, MapData, PerCpuArray, RingBuf},
+    programs::{BtfTracePoint, ProgramError, RawTracePoint, loaded_programs},
+};
+use bpf_abi::{counter, verdict};
+
+use self::plain::PlainProbes;
+use self::types::Types;
+use crate::config::Ebpf;
+
+/// The programs, as `./dev bpf` builds them from `bpf/probes`.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/object/probes.o");
+
+/// Name of a program that an agent loads in any case.
+const MARK: &str = "set_state";
+/// Records taken in one go: bounds how long other work of the thread waits.
+const RECORDS_MAX: usize = 16_384;
+
+/// What is to be looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Memory for records that wait for the agent; a power of two.
+    pub ring_bytes: u32,
+    /// Payload of one transfer that is copied.
+    pub payload_max: u32,
+    pub excluded_ports: Vec<u16>,
+    /// Not empty: traffic from or to these ports alone.
+    pub only_ports: Vec<u16>,
+    /// Only processes with the verdict [`Verdict::Listed`].
+    pub only_listed: bool,
+    /// Plain text of TLS libraries.
+    pub tls: bool,
+    /// The best step that may be tried.
+    pub first_step: Step,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            ring_bytes: 8 << 20,
+            payload_max: 2_047,
+            excluded_ports: Vec::new(),
+            only_ports: Vec::new(),
+            only_listed: false,
+            tls: true,
+            first_step: Step::SocketLayer,
+        }
+    }
+}
+
+impl Settings {
+    /// As the configuration says.
+    pub fn new(config: &Ebpf, excluded_ports: Vec<u16>) -> Self {
+        let Ebpf {
+            enabled: _,
+            tls,
+            payload_max,
+            ring,
+            sockets_max: _,
+            only_ports,
+            only_processes,
+            excluded_processes: _,
+        } = config;
+        let default = Self::default();
+        Self {
+            ring_bytes: u32::try_from(ring.0).unwrap_or(default.ring_bytes),
+            payload_max: u32::try_from(payload_max.0).unwrap_or(default.payload_max),
+            excluded_ports,
+            only_ports: only_ports.clone(),
+            only_listed: !only_processes.is_empty(),
+            tls: *tls,
+            first_step: default.first_step,
+        }
+    }
+}
+
+/// How data of sockets is seen; the best first. What comes after the last one is packets alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Tracepoints of the socket layer: nothing is added to other system calls.
+    SocketLayer,
+    /// The end of every system call.
+    CallEnd,
+}
+
+impl Step {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::SocketLayer => "socket tracepoints (sock_send_length, sock_recv_length)",
+            Self::CallEnd => "end of system calls (sys_exit)",
+        }
+    }
+}
+
+/// The agent's word on a socket or a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Lengths alone.
+    NoPayload,
+    /// Nothing.
+    Ignore,
+    /// Looked at, where only listed processes are.
+    Listed,
+}
+
+impl Verdict {
+    fn number(self) -> u32 {
+        match self {
+            Self::NoPayload => verdict::NO_PAYLOAD,
+            Self::Ignore => verdict::IGNORE,
+            Self::Listed => verdict::LISTED,
+        }
+    }
+}
+
+/// An ability, and how it went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capability {
+    pub name: &'static str,
+    /// None: it works.
+    pub problem: Option<String>,
+    /// What is lost without it.
+    pub lost: &'static str,
+}
+
+/// Records that were lost in the kernel, and transfers whose bytes could not be seen, since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Losses {
+    pub dropped: u64,
+    pub unseen: u64,
+}
+
+/// Programs at work.
+pub struct Probes {
+    ebpf: Ebpf,
+    ring: RingBuf<MapData>,
+    sockets: HashMap<MapData, u64, u32>,
+    processes: HashMap<MapData, u32, u32>,
+    counters: PerCpuArray<MapData, u64>,
+    step: Step,
+    plain: Option<PlainProbes>,
+}
+
+impl Probes {
+    /// Tries the ladder. Says how each ability went, also when there are no probes in the end.
+    pub fn open(settings: &Settings) -> (Option<Self>, Vec<Capability>) {
+        let mut report = Vec::new();
+        // Kernels before 5.11 count maps against this limit; without the right to change it, loading says so.
+        let unlimited = rustix::process::Rlimit { current: None, maximum: None };
+        rustix::process::setrlimit(rustix::process::Resource::Memlock, unlimited).ok();
+        let btf = match kernel_types() {
+            Ok(btf) => btf,
+            Err(problem) => {
+                report.push(Capability { name: "kernel types (BTF)", problem: Some(problem), lost: ALL_LOST });
+                return (None, report);
+            }
+        };
+        let steps = [
+            (Step::SocketLayer, "the end of every system call of the host is looked at instead: about 0.1 us each"),
+            (Step::CallEnd, ALL_LOST),
+        ];
+        let mut found = None;
+        for (step, lost) in steps {
+            if found.is_some() || (settings.first_step == Step::CallEnd && step == Step::SocketLayer) {
+                continue;
+            }
+            let result = Self::load(settings, step, &btf);
+            let problem = result.as_ref().err().cloned();
+            report.push(Capability { name: step.name(), problem, lost });
+            found = result.ok();
+        }
+        let Some(mut probes) = found else { return (None, report) };
+        probes.attach_threads(&btf.library, &mut report);
+        if settings.tls {
+            match PlainProbes::load(&mut probes.ebpf) {
+                Ok(plain) => {
+                    probes.plain = Some(plain);
+                    report.push(Capability { name: TLS, problem: None, lost: TLS_LOST });
+                }
+                Err(problem) => {
+                    report.push(Capability { name: TLS, problem: Some(problem), lost: TLS_LOST });
+                }
+            }
+        }
+        (Some(probes), report)
+    }
+
+    fn load(settings: &Settings, step: Step, btf: &KernelTypes) -> Result<Self, String> {
+        let by_address = step == Step::CallEnd;
+        let constants = Types::parse(&btf.bytes)
+            .and_then(|types| constants::constants(&types, settings, std::process::id(), by_address))
+            .map_err(|error| error.to_string())?;
+        let (excluded, included) =
+            (constants::port_set(&settings.excluded_ports), constants::port_set(&settings.only_ports));
+        let mut ebpf = EbpfLoader::new()
+            .btf(Some(&btf.library))
+            .override_global("CONSTANTS", &constants[..], true)
+            .override_global("EXCLUDED_PORTS", &excluded[..], true)
+            .override_global("INCLUDED_PORTS", &included[..], true)
+            .map_max_entries("EVENTS", settings.ring_bytes)
+            .load(OBJECT)
+            .map_err(|error| explain(&error))?;
+        trace_btf(&mut ebpf, "set_state", "inet_sock_set_state", &btf.library)?;
+        match step {
+            Step::SocketLayer => {
+                trace_btf(&mut ebpf, "send_length", "sock_send_length", &btf.library)?;
+                trace_btf(&mut ebpf, "recv_length", "sock_recv_length", &btf.library)?;
+            }
+            Step::CallEnd => trace_raw(&mut ebpf, "sys_exit", "sys_exit")?,
+        }
+        let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| format!("the object has no map {name}"));
+        Ok(Self {
+            ring: RingBuf::try_from(take("EVENTS")?).map_err(|error| explain(&error))?,
+            sockets: HashMap::try_from(take("SOCKETS")?).map_err(|error| explain(&error))?,
+            processes: HashMap::try_from(take("PROCESSES")?).map_err(|error| explain(&error))?,
+            counters: PerCpuArray::try_from(take("COUNTERS")?).map_err(|error| explain(&error))?,
+            ebpf,
+            step,
+            plain: None,
+        })
+    }
+
+    fn attach_threads(&mut self, btf: &Btf, report: &mut Vec<Capability>) {
+        let result = trace_btf(&mut self.ebpf, "thread_exit", "sched_process_exit", btf)
+            .and_then(|()| trace_btf(&mut self.ebpf, "exec", "sched_process_exec", btf));
+        report.push(Capability {
+            name: "ends of threads, new programs (sched_process_exit, sched_process_exec)",
+            problem: result.err(),
+            lost: "the memory of a thread stays for a while; a TLS library in a new program is found up to a second later",
+        });
+    }
+
+    pub fn step(&self) -> Step {
+        self.step
+    }
+
+    /// Hands over the records that are there, up to a bound; gives their number.
+    pub fn poll(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
+        for taken in 0..RECORDS_MAX {
+            let Some(record) = self.ring.next() else { return taken };
+            each(&record);
+        }
+        RECORDS_MAX
+    }
+
+    /// Says what the kernel is to do with a socket from now on. A full map is no error: the socket is looked at as before.
+    pub fn judge_socket(&mut self, socket: u64, verdict: Option<Verdict>) {
+        let result = match verdict {
+            Some(verdict) => self.sockets.insert(socket, verdict.number(), 0),
+            None => self.sockets.remove(&socket),
+        };
+        if let Err(error) = result {
+            tracing::trace!(%error, socket, "no verdict on a socket");
+        }
+    }
+
+    pub fn judge_process(&mut self, pid: u32, verdict: Option<Verdict>) {
+        let result = match verdict {
+            Some(verdict) => self.processes.insert(pid, verdict.number(), 0),
+            None => self.processes.remove(&pid),
+        };
+        if let Err(error) = result {
+            tracing::debug!(%error, pid, "no verdict on a process");
+        }
+    }
+
+    /// A process began to run a program: its libraries are looked at soon.
+    pub fn began(&mut self, pid: u32, now_ms: u64) {
+        if let Some(plain) = &mut self.plain {
+            plain.began(pid, now_ms);
+        }
+    }
+
+    /// A slice of the search for TLS libraries; `now_ms` is a clock that never goes back.
+    pub fn search_libraries(&mut self, now_ms: u64) {
+        if let Some(plain) = &mut self.plain {
+            plain.search(&mut self.ebpf, now_ms);
+        }
+    }
+
+    /// Libraries whose functions are probed.
+    pub fn libraries(&self) -> usize {
+        self.plain.as_ref().map_or(0, PlainProbes::libraries)
+    }
+
+    pub fn losses(&self) -> Losses {
+        let sum = |index: u32| {
+            self.counters.get(&index, 0).map_or(0, |values| values.iter().copied().sum::<u64>())
+        };
+        Losses { dropped: sum(counter::DROPPED), unseen: sum(counter::UNSEEN) }
+    }
+}
+
+const ALL_LOST: &str = "requests are seen in packets alone: no TLS, no threads, no links from a request to the requests it causes";
+const TLS: &str = "TLS libraries (uprobes)";
+const TLS_LOST: &str = "requests inside TLS stay unseen";
+
+/// Whether another agent's programs are in the kernel. Without the right to look, there is no right to load either.
+pub fn is_in_use() -> bool {
+    loaded_programs().filter_map(Result::ok).any(|program| program.name_as_str() == Some(MARK))
+}
+
+struct KernelTypes {
+    bytes: Vec<u8>,
+    library: Btf,
+}
+
+fn kernel_types() -> Result<KernelTypes, String> {
+    const PATH: &str = "/sys/kernel/btf/vmlinux";
+    let bytes = std::fs::read(PATH)
+        .map_err(|error| format!("{PATH}: {error} (a kernel with CONFIG_DEBUG_INFO_BTF is needed)"))?;
+    let library = Btf::from_sys_fs().map_err(|error| explain(&error))?;
+    Ok(KernelTypes { bytes, library })
+}
+
+fn trace_btf(ebpf: &mut Ebpf, program: &str, tracepoint: &str, btf: &Btf) -> Result<(), String> {
+    let program: &mut BtfTracePoint = find(ebpf, program)?;
+    program.load(tracepoint, btf).and_then(|()| program.attach().map(drop)).map_err(|error| explain(&error))
+}
+
+fn trace_raw(ebpf: &mut Ebpf, program: &str, tracepoint: &str) -> Result<(), String> {
+    let program: &mut RawTracePoint = find(ebpf, program)?;
+    program.load().and_then(|()| program.attach(tracepoint).map(drop)).map_err(|error| explain(&error))
+}
+
+fn find<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, String>
+where
+    &'a mut aya::programs::Program: TryInto<&'a mut P, Error = ProgramError>,
+{
+    let program = ebpf.program_mut(name).ok_or_else(|| format!("the object has no program {name}"))?;
+    program.try_into().map_err(|error: ProgramError| explain(&error))
+}
+
+/// An error with its causes; the verifier's log, which may be long, is cut to its end, where the reason is.
+fn explain(error: &dyn std::error::Error) -> String {
+    /// Characters of a log that are kept.
+    const LOG_MAX: usize = 400;
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    if text.contains("Operation not permitted") || text.contains("EPERM") {
+        return "no rights: run as root or grant CAP_BPF and CAP_PERFMON".to_owned();
+    }
+    let text: Cow<'_, str> = match text.char_indices().rev().nth(LOG_MAX) {
+        Some((at, _)) => Cow::Owned(format!("... {}", &text[at..])),
+        None => Cow::Owned(text),
+    };
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,263 @@
+//! The eBPF thread: reads the records of the kernel's programs, makes calls of them and hands them to the sealing thread.
+//!
+//! Nothing here is fatal: where the programs cannot be loaded, that is said once, and packets go on. While the guard says stop, the
+//! programs are not in the kernel at all.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{SyncSender, TrySendError},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use rustc_hash::FxHashMap;
+use tokio::sync::watch;
+
+use super::Process;
+use crate::{
+    clock,
+    config::{Config, Ebpf, Enabled},
+    events::{self, Event},
+    facts::Snapshot,
+    flow::Output,
+    guard::{Level, Shedding},
+    metrics::{Metrics, reason},
+    pipeline::{PIECE_ROWS, Piece},
+    probes::{self, Capability, Losses, Probes, Settings, Verdict},
+    sockets::{self, Judgement, Sockets},
+};
+
+/// How often records are read: a wakeup for each would cost the traced programs more than all the rest.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// Calls of less than a piece are handed over after so long.
+const HAND_OVER: Duration = Duration::from_millis(100);
+/// How often clocks, losses and processes are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Programs of MetaFlow itself.
+const OWN: [&str; 2] = ["metaflow", "metaflow-agent"];
+
+/// Programs in the kernel, before their thread begins.
+pub(super) struct Inside {
+    probes: Probes,
+    settings: Settings,
+    config: Ebpf,
+    session: Arc<crate::session::Config>,
+}
+
+impl Inside {
+    /// None where it is off or cannot be had; an error where it is required.
+    pub(super) fn open(config: &Config) -> anyhow::Result<Option<Self>> {
+        let required = config.ebpf.enabled == Enabled::Required;
+        if config.ebpf.enabled == Enabled::Off {
+            return Ok(None);
+        }
+        if probes::is_in_use() {
+            let problem = "another agent looks into the processes of this host: two would see everything twice";
+            anyhow::ensure!(!required, "{problem} (ebpf.enabled = \"required\")");
+            tracing::warn!("{problem}; this one keeps to packets");
+            return Ok(None);
+        }
+        let settings = Settings::new(&config.ebpf, config.excluded_ports());
+        let (probes, report) = Probes::open(&settings);
+        let is_there = probes.is_some();
+        for Capability { name, problem, lost } in report {
+            if let Some(problem) = problem {
+                tracing::warn!(problem, lost, "eBPF: no {name}");
+            }
+        }
+        anyhow::ensure!(is_there || !required, "eBPF cannot be used here (see `metaflow-agent capabilities`)");
+        Ok(probes.map(|probes| {
+            tracing::info!(step = probes.step().name(), "eBPF: requests are seen in processes");
+            let session = Arc::new(config.session.clone());
+            Self { probes, settings, config: config.ebpf.clone(), session }
+        }))
+    }
+
+    pub(super) fn spawn(
+        self,
+        process: &Process,
+        facts: watch::Receiver<Arc<Snapshot>>,
+        halt: &Arc<AtomicBool>,
+    ) -> anyhow::Result<JoinHandle<()>> {
+        let Self { probes, settings, config, session } = self;
+        let sockets = Sockets::new(sockets::Config {
+            sockets_max: config.sockets_max,
+            session,
+            tls: config.tls,
+            trace_base: std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), clock::now()),
+        });
+        let thread = Thread {
+            probes: Some(probes),
+            settings,
+            config,
+            sockets,
+            facts,
+            verdicts: FxHashMap::default(),
+            queue: process.queue()?,
+            output: Output::default(),
+            metrics: Arc::clone(&process.metrics),
+            shedding: Arc::clone(&process.shedding),
+            started: Instant::now(),
+            looked: None,
+            handed_over: Instant::now(),
+            counted: Losses::default(),
+            excess: 0,
+            is_closed: false,
+        };
+        let halt = Arc::clone(halt);
+        std::thread::Builder::new()
+            .name("ebpf".to_owned())
+            .spawn(move || thread.run(&halt))
+            .context("failed to start the eBPF thread")
+    }
+}
+
+struct Thread {
+    /// None while the guard says stop.
+    probes: Option<Probes>,
+    settings: Settings,
+    config: Ebpf,
+    sockets: Sockets,
+    facts: watch::Receiver<Arc<Snapshot>>,
+    /// What was said about which process.
+    verdicts: FxHashMap<u32, Verdict>,
+    queue: SyncSender<Piece>,
+    output: Output,
+    metrics: Arc<Metrics>,
+    shedding: Arc<Shedding>,
+    started: Instant,
+    looked: Option<Instant>,
+    handed_over: Instant,
+    counted: Losses,
+    excess: u64,
+    is_closed: bool,
+}
+
+impl Thread {
+    fn run(mut self, halt: &AtomicBool) {
+        while !halt.load(Ordering::Relaxed) && !self.is_closed {
+            self.heed_guard();
+            if self.looked.is_none_or(|looked| looked.elapsed() >= LOOK_INTERVAL) {
+                self.looked = Some(Instant::now());
+                self.look();
+            }
+            self.read();
+            if self.handed_over.elapsed() >= HAND_OVER {
+                self.hand_over();
+            }
+            std::thread::park_timeout(POLL_INTERVAL);
+        }
+        self.read();
+        self.sockets.finish(&mut self.output.calls);
+        self.hand_over();
+    }
+
+    /// Takes the programs out of the kernel while nothing may be captured, and puts them back.
+    fn heed_guard(&mut self) {
+        let may_look = self.shedding.level() < Level::Stop;
+        if self.probes.is_some() && !may_look {
+            self.probes = None;
+            self.sockets.finish(&mut self.output.calls);
+        } else if self.probes.is_none() && may_look && self.looked.is_none_or(|at| at.elapsed() >= LOOK_INTERVAL) {
+            let (probes, _) = Probes::open(&self.settings);
+            self.probes = probes;
+            self.counted = Losses::default();
+            self.verdicts.clear();
+        }
+    }
+
+    fn read(&mut self) {
+        let Self { probes: Some(probes), sockets, output, metrics, .. } = self else { return };
+        let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let mut began = Vec::new();
+        let taken = probes.poll(&mut |record| match events::read(record) {
+            Ok(Event::Exec { task }) => began.push(task.pid),
+            Ok(event) => sockets.event(&event, &mut output.calls),
+            // The packet path sees what a record cannot tell.
+            Err(error) => tracing::trace!(%error, "a record is no event"),
+        });
+        Metrics::add(&metrics.events, taken as u64);
+        sockets.tick(clock::monotonic_ns(), &mut output.calls);
+        for (socket, judgement) in sockets.take_judgements() {
+            let verdict = match judgement {
+                Judgement::NoPayload => Some(Verdict::NoPayload),
+                Judgement::Ignore => Some(Verdict::Ignore),
+                Judgement::Forget => None,
+            };
+            probes.judge_socket(socket, verdict);
+        }
+        for pid in began {
+            probes.began(pid, now_ms);
+            // Another program may be another matter.
+            if self.verdicts.remove(&pid).is_some() {
+                probes.judge_process(pid, None);
+            }
+        }
+        probes.search_libraries(now_ms);
+        if self.output.calls.len() >= PIECE_ROWS {
+            self.hand_over();
+        }
+    }
+
+    fn look(&mut self) {
+        self.sockets.set_clock(clock::wall_minus_monotonic_us());
+        let facts = Arc::clone(&self.facts.borrow());
+        for listener in &facts.listeners {
+            self.sockets.server_port(listener.port);
+        }
+        self.judge_processes(&facts);
+        let Some(probes) = &self.probes else { return };
+        let losses = probes.losses();
+        let Losses { dropped, unseen } = self.counted;
+        self.metrics.lose(reason::EVENT_DROPS, losses.dropped.saturating_sub(dropped));
+        self.metrics.lose(reason::UNSEEN_TRANSFERS, losses.unseen.saturating_sub(unseen));
+        self.counted = losses;
+        let excess = self.sockets.counters().excess;
+        self.metrics.lose(reason::EXCESS_SOCKETS, excess - self.excess);
+        self.excess = excess;
+    }
+
+    /// Lists of names become lists of processes.
+    fn judge_processes(&mut self, facts: &Snapshot) {
+        let Self { probes: Some(probes), verdicts, config, .. } = self else { return };
+        let has = |names: &[String], name: &str| names.iter().any(|known| known == name);
+        for (pid, process) in &facts.processes {
+            let name = process.name.as_str();
+            let verdict = if OWN.contains(&name) || has(&config.excluded_processes, name) {
+                Some(Verdict::Ignore)
+            } else {
+                has(&config.only_processes, name).then_some(Verdict::Listed)
+            };
+            if verdicts.get(pid).copied() != verdict {
+                probes.judge_process(*pid, verdict);
+                match verdict {
+                    Some(verdict) => verdicts.insert(*pid, verdict),
+                    None => verdicts.remove(pid),
+                };
+            }
+        }
+        verdicts.retain(|pid, _| {
+            let is_here = facts.processes.contains_key(pid);
+            if !is_here {
+                probes.judge_process(*pid, None);
+            }
+            is_here
+        });
+    }
+
+    fn hand_over(&mut self) {
+        self.handed_over = Instant::now();
+        let output = std::mem::take(&mut self.output);
+        let calls = output.calls.len();
+        let piece = Piece { output, traffic_now: clock::now(), end: false };
+        match self.queue.try_send(piece) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => self.metrics.lose(reason::EMIT_BACKLOG, calls as u64),
+            Err(TrySendError::Disconnected(_)) => self.is_closed = true,
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! Sockets: what processes send and receive becomes requests, each with the thread that it came from.
+//!
+//! Pure: events come in with their times, calls go out. The conversations and parsers are those of the packet path.
+//!
+//! Which request causes which is told by threads. A request that comes in gets a number of its own (`trace`), and its thread works for it
+//! from then on; what the thread sends to others carries the number, and so does the answer to that, which makes the thread that
+//! reads it work for the number again (so event loops come out right that handle one event at a time); when the response is complete, the
+//! thread works for nothing. It is kept here, and not in the kernel: the events of a thread come in order, and here it is known when a
+//! response is complete, which is what keeps requests apart that follow one another on a thread.
+//!
+//! TLS: a library hands over plain text and the address of its session. The socket is the one that the same thread used while it was in the
+//! library; where it used none (the data was there before), the one that the session had last.
+//!
+//! Leaves out: how events come (`probes`, `events`), counting each request once (`emit`).
+
+mod socket;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod threads;
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use metaflow_schema::enums::{L7Protocol, L7Type, ObservationPoint};
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use self::socket::{Part, Socket};
+use self::stream::Origin;
+use self::threads::{Threads, Touch};
+use crate::events::{Data, Event, SocketEnds, Way};
+use crate::flow::FlowFacts;
+use crate::session::{self, Conversation, Session, Transport};
+
+/// Flow numbers of sockets have this bit, so that none is a number of the packet path.
+const FLOW_BIT: u64 = 1 << 63;
+/// A closed socket waits so long: the end of a connection may overtake the last bytes on another CPU.
+const CLOSED_KEPT_NS: u64 = 200_000_000;
+/// Sockets that were silent for so long are over; their end may have been lost.
+const IDLE_TCP_NS: u64 = 3_600_000_000_000;
+const IDLE_UDP_NS: u64 = 30_000_000_000;
+/// How often requests that wait too long, and silent sockets, are looked for.
+const LOOK_EVERY_NS: u64 = 1_000_000_000;
+/// TLS sessions that are remembered.
+const SESSIONS_MAX: usize = 65_536;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Sockets followed at one time.
+    pub sockets_max: usize,
+    pub session: Arc<session::Config>,
+    /// Whether plain text of TLS libraries can come.
+    pub tls: bool,
+    /// Number before that of the first request; any that no other agent has used.
+    pub trace_base: u64,
+}
+
+/// A request as one of its processes saw it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    pub facts: FlowFacts,
+    /// `ClientProcess` or `ServerProcess`.
+    pub point: ObservationPoint,
+    /// 0 when unknown or elsewhere.
+    pub client_pid: u32,
+    pub server_pid: u32,
+    /// Of request and response.
+    pub threads: [u32; 2],
+    pub traces: [u64; 2],
+    pub session: Session,
+}
+
+/// What the kernel need not do for a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Judgement {
+    /// Copy payload.
+    NoPayload,
+    /// Anything.
+    Ignore,
+    /// The socket is gone: forget what was said.
+    Forget,
+}
+
+/// What could not be used, since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Events of sockets beyond the bound.
+    pub excess: u64,
+    /// Plain text whose socket was not found.
+    pub unplaced: u64,
+    /// Streams of which bytes were not seen.
+    pub gaps: u64,
+}
+
+/// A time on both clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Moment {
+    monotonic_ns: u64,
+    /// Microseconds since 1970.
+    wall_us: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    socket: u64,
+    /// One datagram socket may have many partners.
+    partner: Option<SocketAddr>,
+}
+
+impl Key {
+    fn new(socket: u64, ends: &SocketEnds) -> Self {
+        Self { socket, partner: (ends.transport == Transport::Udp).then_some(ends.remote) }
+    }
+}
+
+/// All sockets of a host.
+pub struct Sockets {
+    config: Config,
+    sockets: FxHashMap<Key, Socket>,
+    /// Who has an end of a connection.
+    owners: FxHashMap<SocketEnds, u32>,
+    threads: Threads,
+    tls_sessions: FxHashMap<(u32, u64), u64>,
+    servers: FxHashSet<u16>,
+    closed: VecDeque<(u64, Key)>,
+    /// Wall clock minus monotonic clock, microseconds.
+    clock_offset_us: i64,
+    looked_ns: u64,
+    flows: u64,
+    trace: u64,
+    judgements: Vec<(u64, Judgement)>,
+    sessions: Vec<Session>,
+    counters: Counters,
+}
+
+impl Sockets {
+    pub fn new(config: Config) -> Self {
+        Self {
+            trace: config.trace_base,
+            sockets: FxHashMap::default(),
+            owners: FxHashMap::default(),
+            threads: Threads::default(),
+            tls_sessions: FxHashMap::default(),
+            servers: FxHashSet::default(),
+            closed: VecDeque::new(),
+            clock_offset_us: 0,
+            looked_ns: 0,
+            flows: 0,
+            judgements: Vec::new(),
+            sessions: Vec::new(),
+            counters: Counters::default(),
+            config,
+        }
+    }
+
+    /// What the wall clock is ahead of the monotonic clock.
+    pub fn set_clock(&mut self, offset_us: i64) {
+        self.clock_offset_us = offset_us;
+    }
+
+    /// Something listens on this port.
+    pub fn server_port(&mut self, port: u16) {
+        self.servers.insert(port);
+    }
+
+    /// Takes in one event; appends the calls that it completes.
+    pub fn event(&mut self, event: &Event<'_>, out: &mut Vec<Call>) {
+        match *event {
+            Event::Transfer { time, socket, ends, tcp_seq, data } => {
+                self.transfer(time, Key::new(socket, &ends), ends, tcp_seq, &data, out);
+            }
+            Event::Plain { time, entered, session, data } => self.plain(time, entered, session, &data, out),
+            Event::Opened { time, socket, ends, is_client } => {
+                let key = Key::new(socket, &ends);
+                self.end(key, out);
+                self.open(key, ends, is_client, self.moment(time));
+                if !is_client {
+                    self.servers.insert(ends.local.port());
+                }
+            }
+            Event::Closed { time, socket } => {
+                let key = Key { socket, partner: None };
+                if let Some(known) = self.sockets.get_mut(&key) {
+                    known.is_closed = true;
+                    self.closed.push_back((time.saturating_add(CLOSED_KEPT_NS), key));
+                }
+            }
+            Event::ThreadExit { task } => self.threads.remove(task.thread),
+            Event::Exec { .. } => {}
+        }
+    }
+
+    /// Moves the clock (monotonic, nanoseconds): sockets that are over and requests that wait too long.
+    pub fn tick(&mut self, now_ns: u64, out: &mut Vec<Call>) {
+        while let Some((due, key)) = self.closed.front().copied().filter(|(due, _)| *due <= now_ns) {
+            debug_assert!(due <= now_ns);
+            self.closed.pop_front();
+            // The key may have been used again (addresses are).
+            if self.sockets.get(&key).is_some_and(|socket| socket.is_closed) {
+                self.end(key, out);
+            }
+        }
+        if now_ns < self.looked_ns.saturating_add(LOOK_EVERY_NS) {
+            return;
+        }
+        self.looked_ns = now_ns;
+        self.look(now_ns, out);
+    }
+
+    /// Ends all: the probes are gone.
+    pub fn finish(&mut self, out: &mut Vec<Call>) {
+        let all: Vec<Key> = self.sockets.keys().copied().collect();
+        for key in all {
+            self.end(key, out);
+        }
+    }
+
+    /// What the kernel is to be told, since the last call.
+    pub fn take_judgements(&mut self) -> Vec<(u64, Judgement)> {
+        std::mem::take(&mut self.judgements)
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    pub fn len(&self) -> usize {
+        self.sockets.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.sockets.is_empty()
+    }
+
+    fn moment(&self, monotonic_ns: u64) -> Moment {
+        let wall_us = (monotonic_ns / 1_000).saturating_add_signed(self.clock_offset_us);
+        Moment { monotonic_ns, wall_us }
+    }
+
+    fn transfer(
+        &mut self,
+        time: u64,
+        key: Key,
+        ends: SocketEnds,
+        tcp_seq: u32,
+        data: &Data<'_>,
+        out: &mut Vec<Call>,
+    ) {
+        let now = self.moment(time);
+        let is_out = data.way == Way::Out;
+        let touch = Touch { time, socket: key.socket, is_out, tcp_seq };
+        self.threads.at(data.task.thread, time).touch(touch);
+        if self.sockets.get(&key).is_some_and(|known| known.ends != ends) {
+            self.end(key, out);
+        }
+        if !self.sockets.contains_key(&key) {
+            let is_client = self.is_client(&ends, data.way);
+            if !self.open(key, ends, is_client, now) {
+                self.counters.excess += 1;
+                return;
+            }
+        }
+        let Some(socket) = self.sockets.get_mut(&key) else { return };
+        socket.used = time;
+        if socket.pid != data.task.pid {
+            socket.pid = data.task.pid;
+            self.owners.insert(ends, data.task.pid);
+        }
+        if socket.is_tls {
+            return;
+        }
+        if socket.last_way.is_none() && is_tls(data.payload) {
+            socket.begin_tls();
+            self.judge(key, if self.config.tls { Judgement::NoPayload } else { Judgement::Ignore });
+            return;
+        }
+        let is_gap = ends.transport == Transport::Tcp && socket.stream(data.way).is_gap(tcp_seq, data.length);
+        self.counters.gaps += u64::from(is_gap);
+        self.talk(key, now, tcp_seq, is_gap, data, out);
+    }
+
+    fn plain(&mut self, time: u64, entered: u64, session: u64, data: &Data<'_>, out: &mut Vec<Call>) {
+        let now = self.moment(time);
+        let thread = self.threads.at(data.task.thread, time);
+        let carrier = thread.carrier(entered, time, data.way);
+        let last = thread.last().copied();
+        let name = (data.task.pid, session);
+        let known = self.tls_sessions.get(&name).copied();
+        let socket = carrier.map(|touch| touch.socket).or(known).or_else(|| last.map(|touch| touch.socket));
+        let Some(key) = socket.map(|socket| Key { socket, partner: None }) else {
+            self.counters.unplaced += 1;
+            return;
+        };
+        let Some(socket) = self.sockets.get_mut(&key) else {
+            self.counters.unplaced += 1;
+            return;
+        };
+        if known != Some(key.socket) {
+            if self.tls_sessions.len() >= SESSIONS_MAX {
+                self.tls_sessions.clear();
+            }
+            self.tls_sessions.insert(name, key.socket);
+        }
+        if !socket.is_tls {
+            socket.begin_tls();
+            self.judge(key, Judgement::NoPayload);
+        }
+        let tcp_seq = carrier.or(last).map_or(0, |touch| touch.tcp_seq);
+        self.talk(key, now, tcp_seq, false, data, out);
+    }
+
+    /// Bytes of a conversation: whom they are for, what they say, and what that means for the thread.
+    fn talk(&mut self, key: Key, now: Moment, tcp_seq: u32, is_gap: bool, data: &Data<'_>, out: &mut Vec<Call>) {
+        let Data { way, task, length, payload } = *data;
+        let Some(socket) = self.sockets.get_mut(&key) else { return };
+        if socket.conversation.is_none() {
+            let Config { session, .. } = &self.config;
+            socket.conversation =
+                Some(Box::new(Conversation::new(socket.ends.transport, socket.server_port(), session)));
+        }
+        let thread = self.threads.at(task.thread, now.monotonic_ns);
+        match (socket.is_client_now(), way) {
+            (false, Way::In) => {
+                if socket.last_way != Some(Way::In) {
+                    self.trace = self.trace.wrapping_add(1).max(1);
+                    socket.trace = self.trace;
+                }
+                thread.trace = socket.trace;
+            }
+            (false, Way::Out) => {}
+            (true, Way::Out) => socket.trace = thread.trace,
+            // A server that speaks first answers nothing.
+            (true, Way::In) if socket.has_sent => thread.trace = socket.trace,
+            (true, Way::In) => {}
+        }
+        socket.last_way = Some(way);
+        socket.has_sent |= way == Way::Out;
+        let origin = Origin { thread: task.thread, trace: socket.trace, tcp_seq };
+        let part = Part { way, time_us: now.wall_us, payload, length, is_gap };
+        socket.feed(part, origin, &mut self.sessions);
+        let is_over = socket.conversation.as_ref().is_some_and(|conversation| conversation.is_over());
+        let first = out.len();
+        self.hand_out(key, out);
+        self.after(task.thread, now.monotonic_ns, way, &out[first..]);
+        if is_over {
+            self.give_up(key);
+        }
+    }
+
+    /// A finished request ends the work of its thread; a response makes its thread go on with what it was asked for.
+    fn after(&mut self, thread: u32, now_ns: u64, way: Way, calls: &[Call]) {
+        for call in calls.iter().filter(|call| call.session.l7_type == L7Type::Session) {
+            let thread = self.threads.at(thread, now_ns);
+            match (call.point, way) {
+                (ObservationPoint::ServerProcess, Way::Out) if thread.trace == call.traces[0] => thread.trace = 0,
+                (ObservationPoint::ClientProcess, Way::In) => thread.trace = call.traces[0],
+                _ => {}
+            }
+        }
+    }
+
+    /// Nothing more is to be learnt from a socket, so the kernel need not copy its payload; one that spoke a known protocol may go on
+    /// with TLS.
+    fn give_up(&mut self, key: Key) {
+        let Some(socket) = self.sockets.get(&key) else { return };
+        if socket.is_judged || socket.ends.transport == Transport::Udp {
+            return;
+        }
+        let protocol = socket.conversation.as_ref().map_or(L7Protocol::Unknown, |talk| talk.protocol());
+        let is_known = protocol != L7Protocol::Unknown;
+        self.judge(key, if is_known { Judgement::NoPayload } else { Judgement::Ignore });
+    }
+
+    fn judge(&mut self, key: Key, judgement: Judgement) {
+        if let Some(socket) = self.sockets.get_mut(&key) {
+            socket.is_judged = true;
+            self.judgements.push((key.socket, judgement));
+        }
+    }
+
+    /// Sessions that came become calls.
+    fn hand_out(&mut self, key: Key, out: &mut Vec<Call>) {
+        if self.sessions.is_empty() {
+            return;
+        }
+        let Some(socket) = self.sockets.get(&key) else { return };
+        let SocketEnds { transport, local, remote } = socket.ends;
+        let peer = SocketEnds { transport, local: remote, remote: local };
+        let peer_pid = self.owners.get(&peer).copied().unwrap_or(0);
+        out.extend(self.sessions.drain(..).map(|session| socket.call(session, peer_pid)));
+    }
+
+    /// False when there is no room.
+    fn open(&mut self, key: Key, ends: SocketEnds, is_client: bool, now: Moment) -> bool {
+        if self.sockets.len() >= self.config.sockets_max {
+            return false;
+        }
+        self.flows += 1;
+        self.sockets.insert(key, Socket::new(ends, is_client, FLOW_BIT | self.flows, now));
+        true
+    }
+
+    /// A socket is over: what is open is handed out.
+    fn end(&mut self, key: Key, out: &mut Vec<Call>) {
+        let Some(socket) = self.sockets.get_mut(&key) else { return };
+        if let Some(conversation) = &mut socket.conversation {
+            conversation.finish(&mut self.sessions);
+        }
+        self.hand_out(key, out);
+        if let Some(socket) = self.sockets.remove(&key) {
+            if socket.is_judged {
+                self.judgements.push((key.socket, Judgement::Forget));
+            }
+            self.owners.remove(&socket.ends);
+        }
+    }
+
+    fn look(&mut self, now_ns: u64, out: &mut Vec<Call>) {
+        let now_us = self.moment(now_ns).wall_us;
+        let mut over = Vec::new();
+        let mut waiting = Vec::new();
+        for (key, socket) in &mut self.sockets {
+            let kept = if key.partner.is_some() { IDLE_UDP_NS } else { IDLE_TCP_NS };
+            if now_ns.saturating_sub(socket.used) > kept {
+                over.push(*key);
+            } else if socket.conversation.is_some() {
+                waiting.push(*key);
+            }
+        }
+        for key in waiting {
+            if let Some(conversation) =
+                self.sockets.get_mut(&key).and_then(|socket| socket.conversation.as_mut())
+            {
+                conversation.expire(now_us, &mut self.sessions);
+                self.hand_out(key, out);
+            }
+        }
+        for key in over {
+            self.end(key, out);
+        }
+    }
+
+    /// Which end is the client, where the beginning was not seen.
+    fn is_client(&self, ends: &SocketEnds, way: Way) -> bool {
+        /// Below this port only privileged programs listen; from the other on Linux takes a client's port.
+        const BOUNDS: [u16; 2] = [1_024, 32_768];
+        let (local, remote) = (ends.local.port(), ends.remote.port());
+        let serves = [self.servers.contains(&local), self.servers.contains(&remote)];
+        if serves[0] != serves[1] {
+            return serves[1];
+        }
+        for bound in BOUNDS {
+            if (local < bound) != (remote < bound) {
+                return remote < bound;
+            }
+        }
+        // Who speaks first most likely asks.
+        way == Way::Out
+    }
+}
+
+/// A record of TLS: type, version.
+fn is_tls(payload: &[u8]) -> bool {
+    matches!(payload, [0x14..=0x17, 3, 0..=4, ..])
+}

@@ -1,0 +1,151 @@
+//! One socket, or one partner of an unconnected one: its streams and what is said on them.
+
+use metaflow_schema::enums::{L7Type, ObservationPoint};
+
+use super::stream::{Origin, Stream};
+use super::{Call, Moment};
+use crate::events::{SocketEnds, Way};
+use crate::flow::{Ends, FlowFacts};
+use crate::session::{Conversation, Direction, Segment, Session, Transport};
+
+/// Of one process's end of a connection.
+pub(super) struct Socket {
+    pub(super) ends: SocketEnds,
+    pub(super) flow_id: u64,
+    /// Microseconds since 1970.
+    pub(super) first_seen: u64,
+    /// Nanoseconds of the monotonic clock.
+    pub(super) used: u64,
+    /// This end is the client, as far as was known at the beginning; the conversation may find otherwise.
+    pub(super) is_client: bool,
+    /// The process that used it last.
+    pub(super) pid: u32,
+    /// Of the request that it is at (see `sockets.rs`).
+    pub(super) trace: u64,
+    pub(super) last_way: Option<Way>,
+    pub(super) has_sent: bool,
+    /// What goes through it is encrypted; the streams are those of the plain text.
+    pub(super) is_tls: bool,
+    pub(super) is_judged: bool,
+    pub(super) is_closed: bool,
+    sent: Stream,
+    received: Stream,
+    pub(super) conversation: Option<Box<Conversation>>,
+}
+
+impl Socket {
+    pub(super) fn new(ends: SocketEnds, is_client: bool, flow_id: u64, now: Moment) -> Self {
+        Self {
+            ends,
+            flow_id,
+            first_seen: now.wall_us,
+            used: now.monotonic_ns,
+            is_client,
+            pid: 0,
+            trace: 0,
+            last_way: None,
+            has_sent: false,
+            is_tls: false,
+            is_judged: false,
+            is_closed: false,
+            sent: Stream::default(),
+            received: Stream::default(),
+            conversation: None,
+        }
+    }
+
+    pub(super) fn is_client_now(&self) -> bool {
+        self.is_client != self.conversation.as_ref().is_some_and(|conversation| conversation.reversed())
+    }
+
+    pub(super) fn server_port(&self) -> u16 {
+        if self.is_client { self.ends.remote.port() } else { self.ends.local.port() }
+    }
+
+    pub(super) fn stream(&mut self, way: Way) -> &mut Stream {
+        match way {
+            Way::Out => &mut self.sent,
+            Way::In => &mut self.received,
+        }
+    }
+
+    /// From here on it is plain text inside TLS: what was seen before says nothing about it.
+    pub(super) fn begin_tls(&mut self) {
+        self.is_tls = true;
+        self.conversation = None;
+        self.sent = Stream::default();
+        self.received = Stream::default();
+        self.last_way = None;
+    }
+
+    /// Hands bytes to the conversation.
+    pub(super) fn feed(&mut self, part: Part<'_>, origin: Origin, sessions: &mut Vec<Session>) {
+        let Part { way, time_us, payload, length, is_gap } = part;
+        let counts = !self.is_tls && self.ends.transport == Transport::Tcp;
+        let tcp_seq = self.stream(way).push(length, origin, counts);
+        let to_server = (way == Way::Out) == self.is_client;
+        let direction = if to_server { Direction::ToServer } else { Direction::ToClient };
+        let segment =
+            Segment { timestamp: time_us, direction, tcp_seq, payload, payload_length: length, gap: is_gap };
+        if let Some(conversation) = &mut self.conversation {
+            conversation.segment(&segment, sessions);
+        }
+    }
+
+    /// A session with where it was seen.
+    pub(super) fn call(&self, mut session: Session, peer_pid: u32) -> Call {
+        let is_client = self.is_client_now();
+        let (requests, responses) =
+            if is_client { (&self.sent, &self.received) } else { (&self.received, &self.sent) };
+        let origin = |stream: &Stream, number: u32, is_there: bool| {
+            is_there.then(|| stream.origin(number)).flatten().unwrap_or_default()
+        };
+        let request = origin(requests, session.req_tcp_seq, session.l7_type != L7Type::Response);
+        let response = origin(responses, session.resp_tcp_seq, session.l7_type != L7Type::Request);
+        session.req_tcp_seq = request.tcp_seq;
+        session.resp_tcp_seq = response.tcp_seq;
+        let SocketEnds { transport, local, remote } = self.ends;
+        let (client, server) = if is_client { (local, remote) } else { (remote, local) };
+        let facts = FlowFacts {
+            ends: Ends {
+                client_ip: client.ip(),
+                server_ip: server.ip(),
+                client_port: client.port(),
+                server_port: server.port(),
+                ip_protocol: match transport {
+                    Transport::Tcp => 6,
+                    Transport::Udp => 17,
+                },
+            },
+            flow_id: self.flow_id,
+            interface_index: 0,
+            client_mac: 0,
+            server_mac: 0,
+            vlan: 0,
+            first_seen: self.first_seen,
+        };
+        let (point, client_pid, server_pid) = if is_client {
+            (ObservationPoint::ClientProcess, self.pid, peer_pid)
+        } else {
+            (ObservationPoint::ServerProcess, peer_pid, self.pid)
+        };
+        Call {
+            facts,
+            point,
+            client_pid,
+            server_pid,
+            threads: [request.thread, response.thread],
+            traces: [request.trace, response.trace],
+            session,
+        }
+    }
+}
+
+/// Bytes on their way to a conversation.
+pub(super) struct Part<'a> {
+    pub(super) way: Way,
+    pub(super) time_us: u64,
+    pub(super) payload: &'a [u8],
+    pub(super) length: u32,
+    pub(super) is_gap: bool,
+}

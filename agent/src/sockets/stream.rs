@@ -1,0 +1,84 @@
+//! One direction of a socket: which bytes came in which call.
+
+use std::collections::VecDeque;
+
+/// Calls that are remembered; calls of one thread that follow one another count as one.
+const MARKS_MAX: usize = 64;
+/// Bytes of one mark: far from where sequence numbers wrap round.
+const MARK_LENGTH_MAX: u32 = 1 << 30;
+
+/// Which call a byte came with.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Origin {
+    pub(super) thread: u32,
+    pub(super) trace: u64,
+    pub(super) tcp_seq: u32,
+}
+
+#[derive(Debug)]
+struct Mark {
+    start: u32,
+    length: u32,
+    origin: Origin,
+    /// Later bytes have later numbers; in TLS they do not.
+    counts: bool,
+}
+
+/// Bytes are numbered by their place in the stream, whatever carries it (TCP, datagrams, TLS): parsers say with that number where a
+/// message begins, and the marks say which call that was.
+#[derive(Debug)]
+pub(super) struct Stream {
+    next: u32,
+    /// TCP sequence number of the next byte, once one was seen.
+    expected: Option<u32>,
+    marks: VecDeque<Mark>,
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        // 0 is what parsers say of no byte.
+        Self { next: 1, expected: None, marks: VecDeque::new() }
+    }
+}
+
+impl Stream {
+    /// Bytes before this one were not seen. Notes what comes next.
+    pub(super) fn is_gap(&mut self, tcp_seq: u32, length: u32) -> bool {
+        let expected = self.expected.replace(tcp_seq.wrapping_add(length));
+        expected.is_some_and(|expected| expected != tcp_seq)
+    }
+
+    /// Numbers the bytes of a call; gives the number of the first.
+    pub(super) fn push(&mut self, length: u32, origin: Origin, counts: bool) -> u32 {
+        let start = self.next;
+        self.next = match start.wrapping_add(length) {
+            0 => 1,
+            next => next,
+        };
+        if let Some(last) = self.marks.back_mut() {
+            let follows = !counts || last.origin.tcp_seq.wrapping_add(last.length) == origin.tcp_seq;
+            if last.origin.thread == origin.thread
+                && last.origin.trace == origin.trace
+                && last.counts == counts
+                && follows
+                && last.start.wrapping_add(last.length) == start
+                && last.length < MARK_LENGTH_MAX
+            {
+                last.length += length;
+                return start;
+            }
+        }
+        if self.marks.len() >= MARKS_MAX {
+            self.marks.pop_front();
+        }
+        self.marks.push_back(Mark { start, length, origin, counts });
+        start
+    }
+
+    /// The call that a byte came with.
+    pub(super) fn origin(&self, number: u32) -> Option<Origin> {
+        let mark = self.marks.iter().rev().find(|mark| number.wrapping_sub(mark.start) < mark.length)?;
+        let offset = if mark.counts { number.wrapping_sub(mark.start) } else { 0 };
+        Some(Origin { tcp_seq: mark.origin.tcp_seq.wrapping_add(offset), ..mark.origin })
+    }
+}

@@ -1,0 +1,230 @@
+//! Tests of sockets, by hand-made events.
+
+use metaflow_schema::enums::ResponseStatus;
+
+use super::*;
+use crate::events::Task;
+
+const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+/// Number before the first request's.
+const BASE: u64 = 1_000;
+
+/// Sockets, a clock and a short way to make events.
+struct Host {
+    sockets: Sockets,
+    now: u64,
+    calls: Vec<Call>,
+    seqs: FxHashMap<(u64, Way), u32>,
+}
+
+fn ends(local: &str, remote: &str) -> SocketEnds {
+    SocketEnds { transport: Transport::Tcp, local: local.parse().unwrap(), remote: remote.parse().unwrap() }
+}
+
+impl Host {
+    fn new() -> Self {
+        let config = Config { sockets_max: 100, session: Arc::default(), tls: true, trace_base: BASE };
+        let mut sockets = Sockets::new(config);
+        sockets.set_clock(1_000_000);
+        Self { sockets, now: 5_000_000, calls: Vec::new(), seqs: FxHashMap::default() }
+    }
+
+    fn event(&mut self, event: Event<'_>) {
+        self.now += 1_000_000;
+        self.sockets.event(&event, &mut self.calls);
+    }
+
+    /// A connection from port `4<n>000` to port `80<n>`: client socket `n`, server socket `n + 100`.
+    fn ends(socket: u64) -> SocketEnds {
+        let pair = socket % 100;
+        let (client, server) = (format!("127.0.0.1:{}", 40_000 + pair), format!("127.0.0.1:{}", 800 + pair));
+        if socket < 100 { ends(&client, &server) } else { ends(&server, &client) }
+    }
+
+    fn open(&mut self, socket: u64) {
+        let (time, ends) = (self.now, Self::ends(socket));
+        self.event(Event::Opened { time, socket, ends, is_client: socket < 100 });
+    }
+
+    fn transfer(&mut self, socket: u64, thread: u32, way: Way, payload: &[u8]) {
+        let seq = self.seqs.entry((socket, way)).or_insert(7_000);
+        let tcp_seq = *seq;
+        *seq += payload.len() as u32;
+        let (time, ends) = (self.now, Self::ends(socket));
+        let task = Task { pid: thread / 10, thread };
+        let data = Data { way, task, length: payload.len() as u32, payload };
+        self.event(Event::Transfer { time, socket, ends, tcp_seq, data });
+    }
+
+    fn plain(&mut self, session: u64, thread: u32, way: Way, entered: u64, payload: &[u8]) {
+        let task = Task { pid: thread / 10, thread };
+        let data = Data { way, task, length: payload.len() as u32, payload };
+        let time = self.now;
+        self.event(Event::Plain { time, entered, session, data });
+    }
+
+    /// The next call, in the order of their ends.
+    fn call(&mut self) -> Call {
+        assert!(!self.calls.is_empty(), "there is a call");
+        self.calls.remove(0)
+    }
+}
+
+#[test]
+fn both_processes_see_a_request_with_the_same_numbers() {
+    let mut host = Host::new();
+    host.open(1);
+    host.open(101);
+    host.transfer(1, 10, Way::Out, GET);
+    host.transfer(101, 20, Way::In, GET);
+    host.transfer(101, 20, Way::Out, OK);
+    host.transfer(1, 10, Way::In, OK);
+    let (server, client) = (host.call(), host.call());
+    assert_eq!(server.point, ObservationPoint::ServerProcess);
+    assert_eq!(client.point, ObservationPoint::ClientProcess);
+    for call in [&server, &client] {
+        assert_eq!((call.client_pid, call.server_pid), (1, 2));
+        assert_eq!(call.facts.ends.server_port, 801);
+        assert_eq!((call.session.req_tcp_seq, call.session.resp_tcp_seq), (7_000, 7_000));
+        assert_eq!((call.session.request_resource.as_str(), call.session.status), ("/a", ResponseStatus::Normal));
+    }
+    assert_eq!((server.threads, client.threads), ([20, 20], [10, 10]));
+    // Nobody asked the client, so it works for nothing.
+    assert_eq!((server.traces, client.traces), ([BASE + 1; 2], [0; 2]));
+    assert_ne!(server.facts.flow_id, client.facts.flow_id);
+}
+
+#[test]
+fn what_a_thread_asks_while_it_works_for_a_request_is_linked_to_it() {
+    let mut host = Host::new();
+    for socket in [101, 2, 3] {
+        host.open(socket);
+    }
+    for round in 1..=2 {
+        host.transfer(101, 20, Way::In, GET);
+        for socket in [2, 3, 2] {
+            host.transfer(socket, 20, Way::Out, GET);
+            host.transfer(socket, 20, Way::In, OK);
+        }
+        host.transfer(101, 20, Way::Out, OK);
+        // What the thread does afterwards has nothing to do with the request.
+        host.transfer(3, 20, Way::Out, GET);
+        host.transfer(3, 20, Way::In, OK);
+        let traces: Vec<_> = (0..5).map(|_| host.call().traces).collect();
+        let trace = BASE + round;
+        assert_eq!(traces, [[trace; 2], [trace; 2], [trace; 2], [trace; 2], [0; 2]]);
+    }
+}
+
+#[test]
+fn an_event_loop_goes_on_with_the_request_whose_answer_it_reads() {
+    let mut host = Host::new();
+    for socket in [101, 102, 3, 4] {
+        host.open(socket);
+    }
+    // Two requests at one time, on one thread: each asks its own backend, and the answers come in the other order.
+    host.transfer(101, 20, Way::In, GET);
+    host.transfer(3, 20, Way::Out, GET);
+    host.transfer(102, 20, Way::In, GET);
+    host.transfer(4, 20, Way::Out, GET);
+    host.transfer(4, 20, Way::In, OK);
+    host.transfer(102, 20, Way::Out, OK);
+    host.transfer(3, 20, Way::In, OK);
+    host.transfer(3, 20, Way::Out, GET);
+    host.transfer(3, 20, Way::In, OK);
+    host.transfer(101, 20, Way::Out, OK);
+    let traces: Vec<_> = (0..5).map(|_| host.call().traces[0] - BASE).collect();
+    assert_eq!(traces, [2, 2, 1, 1, 1]);
+}
+
+#[test]
+fn a_connection_from_before_the_agent_turns_out_right() {
+    let mut host = Host::new();
+    // Neither port tells the server; the first thing seen is the response of an earlier request.
+    let ends = ends("127.0.0.1:40001", "127.0.0.1:50001");
+    let mut transfer = |way, tcp_seq, payload: &[u8]| {
+        let task = Task { pid: 1, thread: 10 };
+        let data = Data { way, task, length: payload.len() as u32, payload };
+        host.event(Event::Transfer { time: 9_000_000, socket: 1, ends, tcp_seq, data });
+    };
+    transfer(Way::Out, 1, OK);
+    transfer(Way::In, 1, GET);
+    transfer(Way::Out, 1 + OK.len() as u32, OK);
+    let calls: Vec<_> =
+        host.calls.iter().filter(|call| call.session.l7_type == L7Type::Session).collect();
+    assert_eq!(calls.len(), 1);
+    assert_eq!(calls[0].point, ObservationPoint::ServerProcess);
+    assert_eq!(calls[0].facts.ends.server_port, 40_001);
+}
+
+#[test]
+fn plain_text_belongs_to_the_socket_that_the_library_used() {
+    let mut host = Host::new();
+    host.open(1);
+    host.open(2);
+    let hello: &[u8] = &[0x16, 3, 1, 0, 5, 1, 2, 3, 4, 5];
+    let record: &[u8] = &[0x17, 3, 3, 0, 5];
+    for (socket, thread) in [(1, 10), (2, 11)] {
+        host.transfer(socket, thread, Way::Out, hello);
+    }
+    assert_eq!(host.sockets.take_judgements(), [(1, Judgement::NoPayload), (2, Judgement::NoPayload)]);
+    for (socket, thread, session) in [(1, 10, 0xa), (2, 11, 0xb)] {
+        let entered = host.now;
+        host.transfer(socket, thread, Way::Out, record);
+        host.plain(session, thread, Way::Out, entered, GET);
+    }
+    // The answer comes in two calls; the second finds the data in the library and reads no socket.
+    let entered = host.now;
+    host.transfer(1, 10, Way::In, record);
+    host.plain(0xa, 10, Way::In, entered, &OK[..10]);
+    // Meanwhile the thread used another socket.
+    host.transfer(2, 10, Way::In, record);
+    let entered = host.now;
+    host.plain(0xa, 10, Way::In, entered, &OK[10..]);
+    let call = host.call();
+    assert_eq!(call.facts.ends.server_port, 801);
+    // The number of the record that carried the request, behind the hello; that of the answer's first record.
+    assert_eq!((call.session.req_tcp_seq, call.session.resp_tcp_seq), (7_010, 7_000));
+    assert_eq!(host.sockets.counters(), Counters::default());
+    host.plain(0xc, 99, Way::In, host.now, OK);
+    assert_eq!(host.sockets.counters().unplaced, 1);
+}
+
+#[test]
+fn what_speaks_no_known_protocol_is_left_to_the_kernel() {
+    let mut host = Host::new();
+    host.open(1);
+    for round in 0..20 {
+        let way = if round % 2 == 0 { Way::Out } else { Way::In };
+        host.transfer(1, 10, way, &[0xfe, 0xed, 0, 1, 2, 3, 4, 5, 6, 7]);
+    }
+    assert_eq!(host.sockets.take_judgements(), [(1, Judgement::Ignore)]);
+    host.event(Event::Closed { time: host.now, socket: 1 });
+    host.sockets.tick(host.now + CLOSED_KEPT_NS, &mut host.calls);
+    assert_eq!(host.sockets.take_judgements(), [(1, Judgement::Forget)]);
+    assert!(host.sockets.is_empty());
+}
+
+#[test]
+fn bytes_that_were_not_seen_void_what_is_open() {
+    let mut host = Host::new();
+    host.open(1);
+    host.transfer(1, 10, Way::Out, GET);
+    *host.seqs.get_mut(&(1, Way::Out)).unwrap() += 500;
+    host.transfer(1, 10, Way::Out, GET);
+    host.transfer(1, 10, Way::In, OK);
+    assert_eq!(host.sockets.counters().gaps, 1);
+    let answered = host.calls.iter().filter(|call| call.session.response_duration.is_some()).count();
+    assert!(answered <= 1, "{:#?}", host.calls);
+}
+
+#[test]
+fn there_are_never_more_sockets_than_allowed() {
+    let mut host = Host::new();
+    for socket in 0..200 {
+        host.transfer(socket % 100 + socket / 100 * 1_000, 10, Way::Out, GET);
+    }
+    assert_eq!(host.sockets.len(), 100);
+    assert_eq!(host.sockets.counters().excess, 100);
+}

@@ -1,0 +1,107 @@
+//! The eBPF programs with what makes calls of their records, and child processes to look at.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use metaflow_agent::clock;
+use metaflow_agent::events;
+use metaflow_agent::probes::{Probes, Settings, Verdict};
+use metaflow_agent::sockets::{Call, Config, Judgement, Sockets};
+
+/// The machine is shared: patience costs nothing where all goes well.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Watch {
+    probes: Probes,
+    sockets: Sockets,
+    calls: Vec<Call>,
+    started: Instant,
+}
+
+impl Watch {
+    pub(crate) fn start(settings: Settings) -> Self {
+        let (probes, report) = Probes::open(&settings);
+        let probes = probes.unwrap_or_else(|| panic!("{report:#?}"));
+        assert_eq!(probes.step(), settings.first_step, "{report:#?}");
+        let config = Config { sockets_max: 10_000, session: Arc::default(), tls: settings.tls, trace_base: 0 };
+        let mut sockets = Sockets::new(config);
+        sockets.set_clock(clock::wall_minus_monotonic_us());
+        let mut watch = Self { probes, sockets, calls: Vec::new(), started: Instant::now() };
+        // The libraries of programs that run already.
+        for _ in 0..50 {
+            watch.look();
+        }
+        watch
+    }
+
+    /// Takes in what is there.
+    pub(crate) fn look(&mut self) {
+        let Self { probes, sockets, calls, .. } = self;
+        let mut began = Vec::new();
+        probes.poll(&mut |record| {
+            if let Ok(event) = events::read(record) {
+                if let events::Event::Exec { task } = event {
+                    began.push(task.pid);
+                }
+                sockets.event(&event, calls);
+            }
+        });
+        let now_ms = self.started.elapsed().as_millis() as u64;
+        for pid in began {
+            probes.began(pid, now_ms);
+        }
+        probes.search_libraries(now_ms);
+        sockets.tick(clock::monotonic_ns(), calls);
+        for (socket, judgement) in sockets.take_judgements() {
+            let verdict = match judgement {
+                Judgement::NoPayload => Some(Verdict::NoPayload),
+                Judgement::Ignore => Some(Verdict::Ignore),
+                Judgement::Forget => None,
+            };
+            probes.judge_socket(socket, verdict);
+        }
+    }
+
+    /// Runs a command to its end and gives its output.
+    pub(crate) fn run(&mut self, command: &mut Command) -> String {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "{command:?} does not end");
+            self.look();
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{command:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs a Python program.
+    pub(crate) fn python(&mut self, program: &str, arguments: &[&str]) -> String {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(program.as_bytes()).unwrap();
+        self.run(Command::new("/usr/bin/python3").arg(file.path()).args(arguments))
+    }
+
+    /// Calls to a port, once there are so many.
+    pub(crate) fn calls_until(&mut self, port: u16, count: usize) -> Vec<Call> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.calls_to(port).len() < count {
+            assert!(Instant::now() < deadline, "{} of {count}: {:#?}", self.calls_to(port).len(), self.calls_to(port));
+            self.look();
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+        self.calls_to(port)
+    }
+
+    pub(crate) fn calls_to(&self, port: u16) -> Vec<Call> {
+        self.calls.iter().filter(|call| call.facts.ends.server_port == port).cloned().collect()
+    }
+
+    /// Records lost in the kernel, and gaps in streams.
+    pub(crate) fn losses(&self) -> (u64, u64) {
+        (self.probes.losses().dropped, self.sockets.counters().gaps)
+    }
+}

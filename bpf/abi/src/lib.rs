@@ -1,0 +1,152 @@
+//! What crosses between the eBPF programs and the agent: records of the ring buffer, and what the agent tells the programs before it
+//! loads them. Both sides are built from this file, so it has no dependency and no `std`.
+//!
+//! Licence: Apache-2.0 or GPL-2.0-only, at the choice of the side that uses it. Leaves out: what records mean (`agent/src/events.rs`).
+
+#![no_std]
+
+/// Each record of the ring buffer begins with this; payload follows, if the record has room for it.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Header {
+    /// `CLOCK_MONOTONIC` at the end of the call.
+    pub time_ns: u64,
+    /// `CLOCK_MONOTONIC` at its beginning where that is known (TLS), else 0.
+    pub entered_ns: u64,
+    /// Key of the socket; of TLS calls the address of the session object, which is unique within its process.
+    pub socket: u64,
+    /// Bytes that were transferred.
+    pub length: u32,
+    /// Bytes of them that follow this header.
+    pub captured: u32,
+    /// Process and thread as the initial namespace numbers them; 0 where a record is not about the current task.
+    pub pid: u32,
+    pub thread: u32,
+    /// Sequence number of the first byte; TCP alone.
+    pub tcp_seq: u32,
+    pub local_port: u16,
+    pub remote_port: u16,
+    /// One of [`kind`].
+    pub kind: u8,
+    /// Of [`flag`].
+    pub flags: u8,
+    /// `AF_INET` or `AF_INET6`; of IPv4 the first four bytes of an address count.
+    pub family: u8,
+    /// IANA number of the protocol.
+    pub protocol: u8,
+    pub reserved: u32,
+    pub local: [u8; 16],
+    pub remote: [u8; 16],
+}
+
+const _: () = assert!(size_of::<Header>() == 88 && align_of::<Header>() == 8);
+
+/// What a record tells.
+pub mod kind {
+    /// Data went out of, or came into, a process through a socket.
+    pub const SEND: u8 = 1;
+    pub const RECEIVE: u8 = 2;
+    /// Plain text before encryption, and after decryption.
+    pub const TLS_SEND: u8 = 3;
+    pub const TLS_RECEIVE: u8 = 4;
+    /// A TCP connection is established, or gone.
+    pub const OPENED: u8 = 5;
+    pub const CLOSED: u8 = 6;
+    /// A thread ended; a process runs another program.
+    pub const THREAD_EXIT: u8 = 7;
+    pub const EXEC: u8 = 8;
+}
+
+pub mod flag {
+    /// This end of the connection began it, or accepted it.
+    pub const CLIENT: u8 = 1;
+    pub const SERVER: u8 = 2;
+    /// The other end of a datagram is not known.
+    pub const NO_REMOTE: u8 = 4;
+    /// The call hands over no buffer (sendfile, io_uring), or its buffer could not be read.
+    pub const NO_PAYLOAD: u8 = 8;
+}
+
+/// Room for payload of the two sizes of records; one byte less than that is used (the bound is a mask).
+pub const SMALL: usize = 512;
+pub const LARGE: usize = 2_048;
+
+/// A record with payload.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Record<const ROOM: usize> {
+    pub header: Header,
+    pub payload: [u8; ROOM],
+}
+
+const _: () = assert!(size_of::<Record<SMALL>>() == size_of::<Header>() + SMALL);
+const _: () = assert!(size_of::<Record<LARGE>>() == size_of::<Header>() + LARGE);
+
+/// Indices of the constants that the agent sets before it loads the programs: offsets of fields as this kernel's BTF has them, numbers
+/// of system calls and registers of this architecture, and options.
+pub mod constant {
+    pub const SOCK_V6_ADDRESSES: usize = 0;
+    pub const SOCK_PROTOCOL: usize = 1;
+    pub const TCP_WRITE_SEQ: usize = 2;
+    pub const TCP_COPIED_SEQ: usize = 3;
+    pub const TCP_RCV_NXT: usize = 4;
+    /// From a task and a descriptor to a socket.
+    pub const TASK_FILES: usize = 5;
+    pub const FILES_FDT: usize = 6;
+    pub const FDT_MAX: usize = 7;
+    pub const FDT_FD: usize = 8;
+    pub const FILE_INODE: usize = 9;
+    pub const FILE_PRIVATE: usize = 10;
+    pub const INODE_MODE: usize = 11;
+    pub const SOCKET_SK: usize = 12;
+    /// Registers in `pt_regs`: arguments of a system call (the first as saved at its entry), its number, then arguments and
+    /// result of a function.
+    pub const CALL_ARGUMENTS: usize = 13;
+    pub const CALL_NUMBER: usize = 19;
+    pub const FUNCTION_ARGUMENTS: usize = 20;
+    pub const FUNCTION_RESULT: usize = 24;
+    pub const NR_READ: usize = 25;
+    pub const NR_WRITE: usize = 26;
+    pub const NR_READV: usize = 27;
+    pub const NR_WRITEV: usize = 28;
+    pub const NR_SENDTO: usize = 29;
+    pub const NR_RECVFROM: usize = 30;
+    pub const NR_SENDMSG: usize = 31;
+    pub const NR_RECVMSG: usize = 32;
+    pub const NR_SENDMMSG: usize = 33;
+    pub const NR_RECVMMSG: usize = 34;
+    pub const NR_SENDFILE: usize = 35;
+    /// Payload beyond this is left in the kernel.
+    pub const PAYLOAD_MAX: usize = 36;
+    /// The agent's own process.
+    pub const OWN_PID: usize = 37;
+    /// Whether only listed processes are looked at.
+    pub const ONLY_LISTED: usize = 38;
+    /// Whether sockets go by their address instead of their cookie.
+    pub const BY_ADDRESS: usize = 39;
+    /// Whether only included ports are looked at.
+    pub const ONLY_PORTS: usize = 40;
+    pub const COUNT: usize = 41;
+}
+
+/// What the agent says about a socket or a process (values of the maps `SOCKETS` and `PROCESSES`).
+pub mod verdict {
+    /// Lengths alone.
+    pub const NO_PAYLOAD: u32 = 1;
+    /// Nothing.
+    pub const IGNORE: u32 = 2;
+    /// Looked at, where only listed processes are.
+    pub const LISTED: u32 = 3;
+}
+
+/// Indices of the counters.
+pub mod counter {
+    /// Records that found no room in the ring buffer.
+    pub const DROPPED: u32 = 0;
+    /// Transfers whose bytes could not be seen.
+    pub const UNSEEN: u32 = 1;
+    pub const COUNT: u32 = 2;
+}
+
+/// Words of the bit set of excluded ports.
+pub const PORT_WORDS: usize = 1_024;

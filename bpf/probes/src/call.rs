@@ -1,0 +1,122 @@
+//! The system call that a task is in: which one, and where its buffers are.
+
+use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
+use bpf_abi::constant;
+
+use crate::kernel::{read, read_user};
+use crate::maps::{MESSAGES, constant};
+
+/// Where the bytes of a transfer are.
+#[derive(Clone, Copy)]
+pub(crate) struct Buffers {
+    /// One buffer, if there is no list.
+    pub(crate) buffer: u64,
+    /// A list of `iovec`s, and how many it has.
+    pub(crate) vectors: u64,
+    pub(crate) count: u64,
+    /// Address of the other end of a datagram, or 0.
+    pub(crate) name: u64,
+}
+
+impl Buffers {
+    /// Of a call that hands over none. All of it is set: the compiler would leave parts of an `Option` unset and copy them all the same, which
+    /// the verifier refuses.
+    pub(crate) const NONE: Self = Self { buffer: 0, vectors: 0, count: 0, name: 0 };
+
+    #[inline(always)]
+    pub(crate) fn is_none(&self) -> bool {
+        self.buffer == 0 && self.vectors == 0
+    }
+}
+
+/// `struct msghdr` of user space, up to what is needed.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Message {
+    name: u64,
+    name_length: u64,
+    vectors: u64,
+    count: u64,
+}
+
+/// Size of `struct mmsghdr`.
+pub(crate) const MESSAGES_STRIDE: u64 = 64;
+/// Offset of `msg_len` in it.
+pub(crate) const MESSAGE_LENGTH: u64 = 56;
+
+/// Registers of the current task at the entry of its system call.
+#[inline(always)]
+pub(crate) fn current_registers() -> *const u8 {
+    // SAFETY: the current task has registers.
+    unsafe { bpf_task_pt_regs(bpf_get_current_task_btf()) as *const u8 }
+}
+
+#[inline(always)]
+pub(crate) fn number(registers: *const u8) -> u32 {
+    read::<u64>(registers, constant(constant::CALL_NUMBER)).map_or(u32::MAX, |number| number as u32)
+}
+
+#[inline(always)]
+pub(crate) fn argument(registers: *const u8, index: usize) -> u64 {
+    read(registers, constant(constant::CALL_ARGUMENTS + index)).unwrap_or(0)
+}
+
+/// The buffers of a call; none for calls without (sendfile, io_uring). `at` is the number of the message where a call has several;
+/// without it they are counted.
+#[inline(always)]
+pub(crate) fn buffers(registers: *const u8, number: u32, thread: u32, at: Option<u32>) -> Buffers {
+    let is = |index: usize| number == constant(index);
+    let second = argument(registers, 1);
+    if is(constant::NR_READ) || is(constant::NR_WRITE) {
+        Buffers { buffer: second, ..Buffers::NONE }
+    } else if is(constant::NR_SENDTO) || is(constant::NR_RECVFROM) {
+        Buffers { buffer: second, name: argument(registers, 4), ..Buffers::NONE }
+    } else if is(constant::NR_READV) || is(constant::NR_WRITEV) {
+        Buffers { vectors: second, count: argument(registers, 2), ..Buffers::NONE }
+    } else if is(constant::NR_SENDMSG) || is(constant::NR_RECVMSG) {
+        message(second)
+    } else if is(constant::NR_SENDMMSG) || is(constant::NR_RECVMMSG) {
+        let at = match at {
+            Some(at) => at,
+            None => next_message(thread, argument(registers, 2)),
+        };
+        message(second.wrapping_add(u64::from(at) * MESSAGES_STRIDE))
+    } else {
+        Buffers::NONE
+    }
+}
+
+#[inline(always)]
+fn message(at: u64) -> Buffers {
+    match read_user::<Message>(at) {
+        Some(Message { name, vectors, count, .. }) => Buffers { buffer: 0, vectors, count, name },
+        None => Buffers::NONE,
+    }
+}
+
+/// Which message of the call this is: they come one after another.
+#[inline(always)]
+fn next_message(thread: u32, count: u64) -> u32 {
+    let Some(next) = MESSAGES.get_ptr_mut(thread) else {
+        // Without an entry, which only calls for several messages make, it is the first.
+        if count > 1 {
+            let _ = MESSAGES.insert(thread, 1, 0);
+        }
+        return 0;
+    };
+    // SAFETY: only this thread uses its entry.
+    unsafe {
+        let at = if u64::from(*next) < count { *next } else { 0 };
+        *next = if u64::from(at) + 1 < count { at + 1 } else { 0 };
+        at
+    }
+}
+
+/// The call is over (it failed): the next one begins with its first message.
+#[inline(always)]
+pub(crate) fn reset_messages(thread: u32) {
+    if let Some(next) = MESSAGES.get_ptr_mut(thread) {
+        // SAFETY: only this thread uses its entry.
+        unsafe { *next = 0 };
+    }
+}

@@ -1,0 +1,46 @@
+//! Reading memory of the kernel and of the current process.
+
+use core::ffi::c_void;
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
+
+/// A value of the kernel's memory at an offset; none where it cannot be read.
+#[inline(always)]
+pub(crate) fn read<T: Copy>(base: *const u8, offset: u32) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper checks the source, and the destination is as large as said.
+    let result = unsafe {
+        bpf_probe_read_kernel(
+            value.as_mut_ptr().cast::<c_void>(),
+            size_of::<T>() as u32,
+            base.wrapping_add(offset as usize).cast::<c_void>(),
+        )
+    };
+    // SAFETY: a successful read filled it; T is plain data.
+    (result == 0).then(|| unsafe { value.assume_init() })
+}
+
+/// A value of the current process's memory.
+#[inline(always)]
+pub(crate) fn read_user<T: Copy>(at: u64) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: as above; the helper checks that the source belongs to the process.
+    let result = unsafe {
+        bpf_probe_read_user(value.as_mut_ptr().cast::<c_void>(), size_of::<T>() as u32, at as *const c_void)
+    };
+    // SAFETY: a successful read filled it; T is plain data.
+    (result == 0).then(|| unsafe { value.assume_init() })
+}
+
+/// Bounds a length for the verifier: the instruction is opaque to the compiler, which would otherwise move or drop what older kernels
+/// need to see right before a helper is called.
+macro_rules! masked {
+    ($value:expr, $mask:expr) => {{
+        let mut value: u64 = $value;
+        // SAFETY: one instruction on one register.
+        unsafe { core::arch::asm!("{value} &= {mask}", value = inout(reg) value, mask = const $mask) };
+        value
+    }};
+}
+pub(crate) use masked;

@@ -1,0 +1,28 @@
+//! The eBPF programs: what the kernel tells the agent about sockets, TLS libraries and threads.
+//!
+//! One object for every kernel and architecture: offsets, registers and numbers of system calls are constants that the agent sets before
+//! it loads the programs, so the verifier folds them. Programs only copy; what a transfer means is decided by the agent.
+//! Licence: GPL-2.0-only, because the kernel lets only such programs use the helpers that tracing needs.
+
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch)]
+
+mod call;
+mod kernel;
+mod maps;
+mod record;
+mod socket;
+mod thread;
+mod tls;
+mod transfer;
+
+/// What the kernel reads the licence from.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

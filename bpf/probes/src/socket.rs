@@ -1,0 +1,149 @@
+//! What a socket is: its ends, its protocol, its place in the stream; and connections that begin and end.
+
+use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use bpf_abi::{Header, constant, flag, kind};
+
+use crate::kernel::read;
+use crate::maps::{constant, is_excluded};
+use crate::record;
+
+pub(crate) const AF_INET: u16 = 2;
+pub(crate) const AF_INET6: u16 = 10;
+pub(crate) const IPPROTO_TCP: u16 = 6;
+const IPPROTO_UDP: u16 = 17;
+
+const TCP_ESTABLISHED: i32 = 1;
+const TCP_SYN_SENT: i32 = 2;
+const TCP_TIME_WAIT: u8 = 6;
+const TCP_CLOSE: i32 = 7;
+const TCP_LAST_ACK: u8 = 9;
+const TCP_CLOSING: u8 = 11;
+
+/// The first bytes of `struct sock`, whose order the agent checked.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Common {
+    remote: [u8; 4],
+    local: [u8; 4],
+    hash: u32,
+    remote_port: [u8; 2],
+    local_port: u16,
+    family: u16,
+    state: u8,
+    rest: u8,
+}
+
+/// Addresses of IPv6.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Addresses {
+    remote: [u8; 16],
+    local: [u8; 16],
+}
+
+/// A socket of interest.
+pub(crate) struct Socket {
+    pub(crate) sk: *const u8,
+    common: Common,
+    pub(crate) protocol: u16,
+}
+
+impl Socket {
+    /// None for other families and protocols, and for excluded ports.
+    #[inline(always)]
+    pub(crate) fn read(sk: *const u8) -> Option<Self> {
+        let common: Common = read(sk, 0)?;
+        if common.family != AF_INET && common.family != AF_INET6 {
+            return None;
+        }
+        if is_excluded(common.local_port, u16::from_be_bytes(common.remote_port)) {
+            return None;
+        }
+        let protocol: u16 = read(sk, constant(constant::SOCK_PROTOCOL))?;
+        (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP).then_some(Self { sk, common, protocol })
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_connected(&self) -> bool {
+        self.common.remote_port != [0; 2]
+    }
+
+    /// The other end said that it is done: states TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK and CLOSING.
+    #[inline(always)]
+    fn is_half_closed(&self) -> bool {
+        let state = self.common.state;
+        (TCP_TIME_WAIT..=TCP_LAST_ACK).contains(&state) || state == TCP_CLOSING
+    }
+
+    #[inline(always)]
+    pub(crate) fn describe(&self, header: &mut Header) {
+        let Common { remote, local, remote_port, local_port, family, .. } = self.common;
+        header.local_port = local_port;
+        header.remote_port = u16::from_be_bytes(remote_port);
+        header.family = family as u8;
+        header.protocol = self.protocol as u8;
+        header.local = [0; 16];
+        header.remote = [0; 16];
+        if family == AF_INET {
+            header.local[..4].copy_from_slice(&local);
+            header.remote[..4].copy_from_slice(&remote);
+        } else if let Some(addresses) = read::<Addresses>(self.sk, constant(constant::SOCK_V6_ADDRESSES)) {
+            header.local = addresses.local;
+            header.remote = addresses.remote;
+        }
+    }
+
+    /// Sequence number of the first of the last bytes that were sent, or that were read.
+    #[inline(always)]
+    pub(crate) fn sequence(&self, kind: u8, length: u32) -> u32 {
+        if self.protocol != IPPROTO_TCP {
+            return 0;
+        }
+        if kind == kind::SEND {
+            let next: u32 = read(self.sk, constant(constant::TCP_WRITE_SEQ)).unwrap_or(0);
+            return next.wrapping_sub(length);
+        }
+        let next: u32 = read(self.sk, constant(constant::TCP_COPIED_SEQ)).unwrap_or(0);
+        let received: u32 = read(self.sk, constant(constant::TCP_RCV_NXT)).unwrap_or(0);
+        // The end of the stream takes a number of its own; once that is read, too, the bytes end one before.
+        let is_ended = self.is_half_closed() && next == received;
+        next.wrapping_sub(length).wrapping_sub(is_ended as u32)
+    }
+}
+
+/// The key of a socket that the kernel handed over itself: its cookie, which is never used again. Where not all programs can ask for
+/// it, its address.
+#[inline(always)]
+pub(crate) fn key(sk: *const u8) -> u64 {
+    if constant(constant::BY_ADDRESS) != 0 {
+        return sk as u64;
+    }
+    // SAFETY: the pointer is an argument of a tracepoint, so it is a socket.
+    unsafe { bpf_get_socket_cookie(sk.cast_mut().cast()) }
+}
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub(crate) fn set_state(ctx: BtfTracePointContext) -> i32 {
+    let (before, after): (i32, i32) = (ctx.arg(1), ctx.arg(2));
+    let (kind, flags) = match (before, after) {
+        (TCP_SYN_SENT, TCP_ESTABLISHED) => (kind::OPENED, flag::CLIENT),
+        (_, TCP_ESTABLISHED) => (kind::OPENED, flag::SERVER),
+        (_, TCP_CLOSE) => (kind::CLOSED, 0),
+        _ => return 0,
+    };
+    let sk: *const u8 = ctx.arg(0);
+    let Some(socket) = Socket::read(sk) else { return 0 };
+    if !socket.is_connected() {
+        return 0;
+    }
+    let key = key(sk);
+    record::submit_short(|header| {
+        header.kind = kind;
+        header.flags = flags;
+        header.socket = key;
+        socket.describe(header);
+    });
+    0
+}
