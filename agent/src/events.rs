@@ -49,14 +49,37 @@ pub struct Data<'a> {
 /// What happened. Times are nanoseconds of the monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
-    Transfer { time: u64, socket: u64, ends: SocketEnds, tcp_seq: u32, data: Data<'a> },
+    Transfer {
+        time: u64,
+        socket: u64,
+        ends: SocketEnds,
+        tcp_seq: u32,
+        data: Data<'a>,
+    },
     /// Plain text of a TLS session, which is named by its address in the process.
-    Plain { time: u64, entered: u64, session: u64, data: Data<'a> },
+    Plain {
+        time: u64,
+        entered: u64,
+        session: u64,
+        data: Data<'a>,
+    },
     /// `is_client` says whether this end began the connection.
-    Opened { time: u64, socket: u64, ends: SocketEnds, is_client: bool },
-    Closed { time: u64, socket: u64 },
-    ThreadExit { task: Task },
-    Exec { task: Task },
+    Opened {
+        time: u64,
+        socket: u64,
+        ends: SocketEnds,
+        is_client: bool,
+    },
+    Closed {
+        time: u64,
+        socket: u64,
+    },
+    ThreadExit {
+        task: Task,
+    },
+    Exec {
+        task: Task,
+    },
 }
 
 /// Why a record is no event.
@@ -75,7 +98,8 @@ pub fn read(record: &[u8]) -> Result<Event<'_>, Unusable> {
     let (bytes, rest) = record.split_first_chunk::<{ size_of::<Header>() }>().ok_or(Unusable::Short)?;
     // SAFETY: there are as many bytes as a header has, and each pattern of bits is a header: all its fields are numbers.
     let header = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast::<Header>()) };
-    let Header { time_ns: time, entered_ns: entered, socket, length, captured, pid, thread, tcp_seq, .. } = header;
+    let Header { time_ns: time, entered_ns: entered, socket, length, captured, pid, thread, tcp_seq, .. } =
+        header;
     let task = Task { pid, thread };
     let data = |way| {
         let payload = rest.get(..captured as usize).ok_or(Unusable::Short)?;
@@ -169,7 +193,10 @@ mod tests {
         let record = bytes(&header(kind::SEND), b"abcdXXXX");
         let Ok(Event::Transfer { time, socket, ends, tcp_seq, data }) = read(&record) else { panic!() };
         assert_eq!((time, socket, tcp_seq), (5, 77, 1_000));
-        assert_eq!((ends.local.to_string(), ends.remote.to_string()), ("127.0.0.1:80".into(), "10.0.0.9:5000".into()));
+        assert_eq!(
+            (ends.local.to_string(), ends.remote.to_string()),
+            ("127.0.0.1:80".into(), "10.0.0.9:5000".into())
+        );
         let task = Task { pid: 1, thread: 2 };
         assert_eq!(data, Data { way: Way::Out, task, length: 10, payload: b"abcd" });
     }
@@ -182,7 +209,10 @@ mod tests {
         header.remote = Ipv6Addr::LOCALHOST.octets();
         let record = bytes(&header, b"abcd");
         let Ok(Event::Transfer { ends, .. }) = read(&record) else { panic!() };
-        assert_eq!((ends.local.to_string(), ends.remote.to_string()), ("127.0.0.1:80".into(), "[::1]:5000".into()));
+        assert_eq!(
+            (ends.local.to_string(), ends.remote.to_string()),
+            ("127.0.0.1:80".into(), "[::1]:5000".into())
+        );
     }
 
     #[test]

@@ -165,12 +165,19 @@ impl Probes {
         let btf = match kernel_types() {
             Ok(btf) => btf,
             Err(problem) => {
-                report.push(Capability { name: "kernel types (BTF)", problem: Some(problem), lost: ALL_LOST });
+                report.push(Capability {
+                    name: "kernel types (BTF)",
+                    problem: Some(problem),
+                    lost: ALL_LOST,
+                });
                 return (None, report);
             }
         };
         let steps = [
-            (Step::SocketLayer, "the end of every system call of the host is looked at instead: about 0.1 us each"),
+            (
+                Step::SocketLayer,
+                "the end of every system call of the host is looked at instead: about 0.1 us each",
+            ),
             (Step::CallEnd, ALL_LOST),
         ];
         let mut found = None;
@@ -222,7 +229,8 @@ impl Probes {
             }
             Step::CallEnd => trace_raw(&mut ebpf, "sys_exit", "sys_exit")?,
         }
-        let mut take = |name: &str| ebpf.take_map(name).ok_or_else(|| format!("the object has no map {name}"));
+        let mut take =
+            |name: &str| ebpf.take_map(name).ok_or_else(|| format!("the object has no map {name}"));
         Ok(Self {
             ring: RingBuf::try_from(take("EVENTS")?).map_err(|error| explain(&error))?,
             sockets: HashMap::try_from(take("SOCKETS")?).map_err(|error| explain(&error))?,
@@ -298,9 +306,8 @@ impl Probes {
     }
 
     pub fn losses(&self) -> Losses {
-        let sum = |index: u32| {
-            self.counters.get(&index, 0).map_or(0, |values| values.iter().copied().sum::<u64>())
-        };
+        let sum =
+            |index: u32| self.counters.get(&index, 0).map_or(0, |values| values.iter().copied().sum::<u64>());
         Losses { dropped: sum(counter::DROPPED), unseen: sum(counter::UNSEEN) }
     }
 }

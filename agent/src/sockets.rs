@@ -311,7 +311,15 @@ impl Sockets {
     }
 
     /// Bytes of a conversation: whom they are for, what they say, and what that means for the thread.
-    fn talk(&mut self, key: Key, now: Moment, tcp_seq: u32, is_gap: bool, data: &Data<'_>, out: &mut Vec<Call>) {
+    fn talk(
+        &mut self,
+        key: Key,
+        now: Moment,
+        tcp_seq: u32,
+        is_gap: bool,
+        data: &Data<'_>,
+        out: &mut Vec<Call>,
+    ) {
         let Data { way, task, length, payload } = *data;
         let Some(socket) = self.sockets.get_mut(&key) else { return };
         if socket.conversation.is_none() {
@@ -353,7 +361,9 @@ impl Sockets {
         for call in calls.iter().filter(|call| call.session.l7_type == L7Type::Session) {
             let thread = self.threads.at(thread, now_ns);
             match (call.point, way) {
-                (ObservationPoint::ServerProcess, Way::Out) if thread.trace == call.traces[0] => thread.trace = 0,
+                (ObservationPoint::ServerProcess, Way::Out) if thread.trace == call.traces[0] => {
+                    thread.trace = 0
+                }
                 (ObservationPoint::ClientProcess, Way::In) => thread.trace = call.traces[0],
                 _ => {}
             }

@@ -8,7 +8,6 @@ mod watch;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 
-
 use metaflow_agent::probes::{Settings, Step};
 use metaflow_schema::enums::ObservationPoint;
 use watch::Watch;

@@ -86,7 +86,13 @@ pub(super) struct Once {
 
 impl Once {
     /// Gives the count back if it is to be made at once.
-    pub(super) fn admit(&mut self, point: ObservationPoint, ends: &Ends, now: u64, count: Count) -> Option<Count> {
+    pub(super) fn admit(
+        &mut self,
+        point: ObservationPoint,
+        ends: &Ends,
+        now: u64,
+        count: Count,
+    ) -> Option<Count> {
         let view = View::new(point);
         if view == View::Packets && !self.is_active {
             return Some(count);

@@ -70,7 +70,9 @@ pub(super) fn constants(
 ) -> Result<[u32; constant::COUNT], Error> {
     for (field, expected) in COMMON {
         if types.offset("sock", field)? != expected {
-            return Err(Error::Form("the first fields of a socket are not where they were in all kernels so far"));
+            return Err(Error::Form(
+                "the first fields of a socket are not where they were in all kernels so far",
+            ));
         }
     }
     let v6 = types.offset("sock", "__sk_common.skc_v6_daddr")?;
@@ -81,7 +83,8 @@ pub(super) fn constants(
     for (index, structure, field) in FIELDS {
         all[index] = types.offset(structure, field)?;
     }
-    let Architecture { call_arguments, call_number, function_arguments, function_result, calls } = ARCHITECTURE;
+    let Architecture { call_arguments, call_number, function_arguments, function_result, calls } =
+        ARCHITECTURE;
     all[constant::CALL_ARGUMENTS..][..6].copy_from_slice(&call_arguments);
     all[constant::CALL_NUMBER] = call_number;
     all[constant::FUNCTION_ARGUMENTS..][..4].copy_from_slice(&function_arguments);

@@ -61,12 +61,7 @@ impl PlainProbes {
             program.load().map_err(|error| explain(&error))?;
         }
         try_attach(ebpf)?;
-        Ok(Self {
-            processes: HashMap::new(),
-            due: BTreeMap::new(),
-            listed_ms: None,
-            files: HashMap::new(),
-        })
+        Ok(Self { processes: HashMap::new(), due: BTreeMap::new(), listed_ms: None, files: HashMap::new() })
     }
 
     pub(super) fn libraries(&self) -> usize {
@@ -86,7 +81,9 @@ impl PlainProbes {
             self.list(ebpf, now_ms, first);
         }
         for _ in 0..SLICE {
-            let Some(((due, pid), ())) = self.due.first_key_value().map(|(key, value)| (*key, *value)) else { return };
+            let Some(((due, pid), ())) = self.due.first_key_value().map(|(key, value)| (*key, *value)) else {
+                return;
+            };
             if due > now_ms {
                 return;
             }

@@ -70,8 +70,12 @@ impl<'a> Types<'a> {
             bytes.get(start..start.saturating_add(length as usize)).ok_or_else(|| short.clone())
         };
         let strings = part(strings_at, strings_length)?;
-        let mut types =
-            Self { bytes: part(types_at, types_length)?, strings, places: vec![0], structures: HashMap::new() };
+        let mut types = Self {
+            bytes: part(types_at, types_length)?,
+            strings,
+            places: vec![0],
+            structures: HashMap::new(),
+        };
         types.index()?;
         Ok(types)
     }
@@ -196,7 +200,11 @@ mod tests {
         };
         words.extend(structure(0, 4, &[(text("hidden"), 1, 0)]));
         words.extend(structure(text("inner"), 8, &[(text("x"), 1, 0), (text("y"), 1, 32)]));
-        words.extend(structure(text("outer"), 16, &[(text("first"), 1, 0), (0, 2, 32), (text("named"), 3, 64)]));
+        words.extend(structure(
+            text("outer"),
+            16,
+            &[(text("first"), 1, 0), (0, 2, 32), (text("named"), 3, 64)],
+        ));
         let length = words.len() as u32 * 4;
         let mut bytes = MAGIC.to_ne_bytes().to_vec();
         bytes.extend([1, 0]);

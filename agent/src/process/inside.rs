@@ -56,7 +56,8 @@ impl Inside {
             return Ok(None);
         }
         if probes::is_in_use() {
-            let problem = "another agent looks into the processes of this host: two would see everything twice";
+            let problem =
+                "another agent looks into the processes of this host: two would see everything twice";
             anyhow::ensure!(!required, "{problem} (ebpf.enabled = \"required\")");
             tracing::warn!("{problem}; this one keeps to packets");
             return Ok(None);
@@ -69,7 +70,10 @@ impl Inside {
                 tracing::warn!(problem, lost, "eBPF: no {name}");
             }
         }
-        anyhow::ensure!(is_there || !required, "eBPF cannot be used here (see `metaflow-agent capabilities`)");
+        anyhow::ensure!(
+            is_there || !required,
+            "eBPF cannot be used here (see `metaflow-agent capabilities`)"
+        );
         Ok(probes.map(|probes| {
             tracing::info!(step = probes.step().name(), "eBPF: requests are seen in processes");
             let session = Arc::new(config.session.clone());
@@ -162,7 +166,10 @@ impl Thread {
         if self.probes.is_some() && !may_look {
             self.probes = None;
             self.sockets.finish(&mut self.output.calls);
-        } else if self.probes.is_none() && may_look && self.looked.is_none_or(|at| at.elapsed() >= LOOK_INTERVAL) {
+        } else if self.probes.is_none()
+            && may_look
+            && self.looked.is_none_or(|at| at.elapsed() >= LOOK_INTERVAL)
+        {
             let (probes, _) = Probes::open(&self.settings);
             self.probes = probes;
             self.counted = Losses::default();

@@ -87,7 +87,10 @@ fn both_processes_see_a_request_with_the_same_numbers() {
         assert_eq!((call.client_pid, call.server_pid), (1, 2));
         assert_eq!(call.facts.ends.server_port, 801);
         assert_eq!((call.session.req_tcp_seq, call.session.resp_tcp_seq), (7_000, 7_000));
-        assert_eq!((call.session.request_resource.as_str(), call.session.status), ("/a", ResponseStatus::Normal));
+        assert_eq!(
+            (call.session.request_resource.as_str(), call.session.status),
+            ("/a", ResponseStatus::Normal)
+        );
     }
     assert_eq!((server.threads, client.threads), ([20, 20], [10, 10]));
     // Nobody asked the client, so it works for nothing.
@@ -151,8 +154,7 @@ fn a_connection_from_before_the_agent_turns_out_right() {
     transfer(Way::Out, 1, OK);
     transfer(Way::In, 1, GET);
     transfer(Way::Out, 1 + OK.len() as u32, OK);
-    let calls: Vec<_> =
-        host.calls.iter().filter(|call| call.session.l7_type == L7Type::Session).collect();
+    let calls: Vec<_> = host.calls.iter().filter(|call| call.session.l7_type == L7Type::Session).collect();
     assert_eq!(calls.len(), 1);
     assert_eq!(calls[0].point, ObservationPoint::ServerProcess);
     assert_eq!(calls[0].facts.ends.server_port, 40_001);

@@ -25,7 +25,8 @@ impl Watch {
         let (probes, report) = Probes::open(&settings);
         let probes = probes.unwrap_or_else(|| panic!("{report:#?}"));
         assert_eq!(probes.step(), settings.first_step, "{report:#?}");
-        let config = Config { sockets_max: 10_000, session: Arc::default(), tls: settings.tls, trace_base: 0 };
+        let config =
+            Config { sockets_max: 10_000, session: Arc::default(), tls: settings.tls, trace_base: 0 };
         let mut sockets = Sockets::new(config);
         sockets.set_clock(clock::wall_minus_monotonic_us());
         let mut watch = Self { probes, sockets, calls: Vec::new(), started: Instant::now() };
@@ -89,7 +90,12 @@ impl Watch {
     pub(crate) fn calls_until(&mut self, port: u16, count: usize) -> Vec<Call> {
         let deadline = Instant::now() + PATIENCE;
         while self.calls_to(port).len() < count {
-            assert!(Instant::now() < deadline, "{} of {count}: {:#?}", self.calls_to(port).len(), self.calls_to(port));
+            assert!(
+                Instant::now() < deadline,
+                "{} of {count}: {:#?}",
+                self.calls_to(port).len(),
+                self.calls_to(port)
+            );
             self.look();
             std::thread::park_timeout(Duration::from_millis(5));
         }

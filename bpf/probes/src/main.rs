@@ -2,7 +2,8 @@
 //!
 //! One object for every kernel and architecture: offsets, registers and numbers of system calls are constants that the agent sets before
 //! it loads the programs, so the verifier folds them. Programs only copy; what a transfer means is decided by the agent.
-//! Licence: GPL-2.0-only, because the kernel lets only such programs use the helpers that tracing needs.
+//! All functions are inlined: a symbol of a function that is not has a hash in its name that depends on where the sources lie, and the
+//! object must be the same everywhere. Licence: GPL-2.0-only, because the kernel lets only such programs use the helpers that tracing needs.
 
 #![no_std]
 #![no_main]

@@ -28,7 +28,8 @@ pub(crate) struct Call {
 pub(crate) fn tls_enter(ctx: ProbeContext) -> u32 {
     let Some(task) = Task::of_interest() else { return 0 };
     let registers = ctx.as_ptr().cast_const().cast::<u8>();
-    let argument = |index: usize| read(registers, constant(constant::FUNCTION_ARGUMENTS + index)).unwrap_or(0);
+    let argument =
+        |index: usize| read(registers, constant(constant::FUNCTION_ARGUMENTS + index)).unwrap_or(0);
     let call = Call {
         session: argument(0),
         buffer: argument(1),
@@ -123,9 +124,8 @@ fn submit<const ROOM: usize>(describe: impl FnOnce(&mut Header), from: u64, want
         masked!(u64::from(wanted).min(LARGE as u64 - 1), LARGE as u64 - 1)
     };
     // SAFETY: the masked length is within the payload.
-    let result = unsafe {
-        bpf_probe_read_user((&raw mut (*record).payload).cast(), length as u32, from as *const _)
-    };
+    let result =
+        unsafe { bpf_probe_read_user((&raw mut (*record).payload).cast(), length as u32, from as *const _) };
     if result == 0 {
         header.captured = length as u32;
     } else {

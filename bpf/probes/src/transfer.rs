@@ -51,7 +51,8 @@ fn length(sk: *const u8, result: i32, kind: u8) {
     let registers = call::current_registers();
     let number = call::number(registers);
     // The address of who sent a datagram is written after this tracepoint.
-    let transfer = Transfer { kind, key: socket::key(sk), length: result as u32, has_name: kind == kind::SEND };
+    let transfer =
+        Transfer { kind, key: socket::key(sk), length: result as u32, has_name: kind == kind::SEND };
     transfer.submit(&socket, task, call::buffers(registers, number, task.thread, None));
 }
 
@@ -162,20 +163,28 @@ impl Transfer {
         }
         if buffers.is_none() {
             count(counter::UNSEEN);
-            record::submit_short(|header| {
-                self.describe(header, socket, task, 0);
-                header.flags |= flag::NO_PAYLOAD;
-            });
-            return;
         }
         let wanted = self.length.min(constant(constant::PAYLOAD_MAX));
-        if verdict == verdict::NO_PAYLOAD {
-            record::submit_short(|header| self.describe(header, socket, task, buffers.name));
+        if verdict == verdict::NO_PAYLOAD || buffers.is_none() {
+            self.submit_short(socket, task, buffers);
         } else if wanted < SMALL as u32 {
             self.submit_with::<SMALL>(socket, task, buffers, wanted);
         } else {
             self.submit_with::<LARGE>(socket, task, buffers, wanted);
         }
+    }
+
+    #[inline(always)]
+    fn submit_short(self, socket: &Socket, task: Task, buffers: Buffers) {
+        let Some(mut entry) = record::reserve::<Header>() else { return };
+        // SAFETY: the record is ours until it is submitted; `begin` writes all of it.
+        let header = unsafe { &mut *entry.as_mut_ptr() };
+        record::begin(header);
+        self.describe(header, socket, task, buffers.name);
+        if buffers.is_none() {
+            header.flags |= flag::NO_PAYLOAD;
+        }
+        entry.submit(NO_WAKEUP);
     }
 
     #[inline(always)]
@@ -270,7 +279,8 @@ fn copy<const ROOM: usize>(payload: *mut u8, buffers: Buffers, wanted: u32) -> u
     let mut index = 1;
     // A further part fits for certain where both it and what is there take up at most half of the room.
     while index < VECTORS_MAX && index < buffers.count && at < wanted && at < ROOM as u64 / 2 {
-        let Some(vector) = read_user::<Vector>(buffers.vectors.wrapping_add(index * size_of::<Vector>() as u64))
+        let Some(vector) =
+            read_user::<Vector>(buffers.vectors.wrapping_add(index * size_of::<Vector>() as u64))
         else {
             break;
         };

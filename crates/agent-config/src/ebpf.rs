@@ -58,7 +58,10 @@ impl Ebpf {
             ring.is_power_of_two() && (64 << 10..=1 << 30).contains(&ring),
             "ebpf.ring is not a power of two between 64 KiB and 1 GiB"
         );
-        ensure!((64..=2_047).contains(&self.payload_max.0), "ebpf.payload_max is not between 64 and 2047 bytes");
+        ensure!(
+            (64..=2_047).contains(&self.payload_max.0),
+            "ebpf.payload_max is not between 64 and 2047 bytes"
+        );
         ensure!(self.sockets_max > 0, "ebpf.sockets_max is 0");
         Ok(())
     }
