@@ -20,7 +20,7 @@ use bpf_abi::{counter, verdict};
 
 use self::plain::PlainProbes;
 use self::types::Types;
-use crate::config::Ebpf;
+use crate::config;
 
 /// The programs, as `./dev bpf` builds them from `bpf/probes`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/object/probes.o");
@@ -64,8 +64,8 @@ impl Default for Settings {
 
 impl Settings {
     /// As the configuration says.
-    pub fn new(config: &Ebpf, excluded_ports: Vec<u16>) -> Self {
-        let Ebpf {
+    pub fn new(config: &config::Ebpf, excluded_ports: Vec<u16>) -> Self {
+        let config::Ebpf {
             enabled: _,
             tls,
             payload_max,
