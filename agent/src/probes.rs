@@ -300,9 +300,14 @@ impl Probes {
         }
     }
 
-    /// Libraries whose functions are probed.
-    pub fn libraries(&self) -> usize {
-        self.plain.as_ref().map_or(0, PlainProbes::libraries)
+    /// Whether the TLS libraries of a process are probed.
+    pub fn looks_into(&self, pid: u32) -> bool {
+        self.plain.as_ref().is_some_and(|plain| plain.looks_into(pid))
+    }
+
+    /// The kernel's numbers of the programs that are loaded.
+    pub fn program_ids(&self) -> Vec<u32> {
+        self.ebpf.programs().filter_map(|(_, program)| Some(program.info().ok()?.id())).collect()
     }
 
     pub fn losses(&self) -> Losses {
@@ -319,6 +324,11 @@ const TLS_LOST: &str = "requests inside TLS stay unseen";
 /// Whether another agent's programs are in the kernel. Without the right to look, there is no right to load either.
 pub fn is_in_use() -> bool {
     loaded_programs().filter_map(Result::ok).any(|program| program.name_as_str() == Some(MARK))
+}
+
+/// Numbers of all programs in the kernel, whoever loaded them.
+pub fn loaded_program_ids() -> Vec<u32> {
+    loaded_programs().filter_map(Result::ok).map(|program| program.id()).collect()
 }
 
 struct KernelTypes {

@@ -40,6 +40,8 @@ const CLOSED_KEPT_NS: u64 = 200_000_000;
 /// Sockets that were silent for so long are over; their end may have been lost.
 const IDLE_TCP_NS: u64 = 3_600_000_000_000;
 const IDLE_UDP_NS: u64 = 30_000_000_000;
+/// Partners of datagram sockets may take this part of the room: they come and go without end, and connections must not wait for them.
+const UDP_PART: usize = 4;
 /// How often requests that wait too long, and silent sockets, are looked for.
 const LOOK_EVERY_NS: u64 = 1_000_000_000;
 /// TLS sessions that are remembered.
@@ -128,6 +130,8 @@ pub struct Sockets {
     clock_offset_us: i64,
     looked_ns: u64,
     flows: u64,
+    /// Partners of datagram sockets among them.
+    partners: usize,
     trace: u64,
     judgements: Vec<(u64, Judgement)>,
     sessions: Vec<Session>,
@@ -147,6 +151,7 @@ impl Sockets {
             clock_offset_us: 0,
             looked_ns: 0,
             flows: 0,
+            partners: 0,
             judgements: Vec::new(),
             sessions: Vec::new(),
             counters: Counters::default(),
@@ -342,10 +347,10 @@ impl Sockets {
             (true, Way::In) if socket.has_sent => thread.trace = socket.trace,
             (true, Way::In) => {}
         }
-        socket.last_way = Some(way);
+        let is_turn = socket.last_way.replace(way) != Some(way);
         socket.has_sent |= way == Way::Out;
         let origin = Origin { thread: task.thread, trace: socket.trace, tcp_seq };
-        let part = Part { way, time_us: now.wall_us, payload, length, is_gap };
+        let part = Part { way, time_us: now.wall_us, payload, length, is_gap, is_turn };
         socket.feed(part, origin, &mut self.sessions);
         let is_over = socket.conversation.as_ref().is_some_and(|conversation| conversation.is_over());
         let first = out.len();
@@ -403,10 +408,13 @@ impl Sockets {
 
     /// False when there is no room.
     fn open(&mut self, key: Key, ends: SocketEnds, is_client: bool, now: Moment) -> bool {
-        if self.sockets.len() >= self.config.sockets_max {
+        let sockets_max = self.config.sockets_max;
+        let is_partner = key.partner.is_some();
+        if self.sockets.len() >= sockets_max || (is_partner && self.partners >= sockets_max / UDP_PART) {
             return false;
         }
         self.flows += 1;
+        self.partners += usize::from(is_partner);
         self.sockets.insert(key, Socket::new(ends, is_client, FLOW_BIT | self.flows, now));
         true
     }
@@ -419,6 +427,7 @@ impl Sockets {
         }
         self.hand_out(key, out);
         if let Some(socket) = self.sockets.remove(&key) {
+            self.partners -= usize::from(key.partner.is_some());
             if socket.is_judged {
                 self.judgements.push((key.socket, Judgement::Forget));
             }

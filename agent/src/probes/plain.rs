@@ -64,8 +64,9 @@ impl PlainProbes {
         Ok(Self { processes: HashMap::new(), due: BTreeMap::new(), listed_ms: None, files: HashMap::new() })
     }
 
-    pub(super) fn libraries(&self) -> usize {
-        self.files.values().filter(|file| file.is_good).count()
+    pub(super) fn looks_into(&self, pid: u32) -> bool {
+        let files = self.processes.get(&pid).map_or(&[][..], |process| &process.files);
+        files.iter().any(|key| self.files.get(key).is_some_and(|file| file.is_good))
     }
 
     pub(super) fn began(&mut self, pid: u32, now_ms: u64) {

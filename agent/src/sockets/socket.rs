@@ -80,9 +80,9 @@ impl Socket {
 
     /// Hands bytes to the conversation.
     pub(super) fn feed(&mut self, part: Part<'_>, origin: Origin, sessions: &mut Vec<Session>) {
-        let Part { way, time_us, payload, length, is_gap } = part;
+        let Part { way, time_us, payload, length, is_gap, is_turn } = part;
         let counts = !self.is_tls && self.ends.transport == Transport::Tcp;
-        let tcp_seq = self.stream(way).push(length, origin, counts);
+        let tcp_seq = self.stream(way).push(length, origin, counts, is_turn);
         let to_server = (way == Way::Out) == self.is_client;
         let direction = if to_server { Direction::ToServer } else { Direction::ToClient };
         let segment =
@@ -148,4 +148,6 @@ pub(super) struct Part<'a> {
     pub(super) payload: &'a [u8],
     pub(super) length: u32,
     pub(super) is_gap: bool,
+    /// The other side spoke before.
+    pub(super) is_turn: bool,
 }

@@ -48,15 +48,21 @@ impl Stream {
         expected.is_some_and(|expected| expected != tcp_seq)
     }
 
-    /// Numbers the bytes of a call; gives the number of the first.
-    pub(super) fn push(&mut self, length: u32, origin: Origin, counts: bool) -> u32 {
+    /// Numbers the bytes of a call; gives the number of the first. `counts`: later bytes have later sequence numbers. `is_turn`: the other side
+    /// spoke before.
+    pub(super) fn push(&mut self, length: u32, origin: Origin, counts: bool, is_turn: bool) -> u32 {
         let start = self.next;
         self.next = match start.wrapping_add(length) {
             0 => 1,
             next => next,
         };
         if let Some(last) = self.marks.back_mut() {
-            let follows = !counts || last.origin.tcp_seq.wrapping_add(last.length) == origin.tcp_seq;
+            // Of plain text inside TLS, each message has the number of the record that carried its beginning.
+            let follows = if counts {
+                last.origin.tcp_seq.wrapping_add(last.length) == origin.tcp_seq
+            } else {
+                !is_turn
+            };
             if last.origin.thread == origin.thread
                 && last.origin.trace == origin.trace
                 && last.counts == counts

@@ -230,3 +230,18 @@ fn there_are_never_more_sockets_than_allowed() {
     assert_eq!(host.sockets.len(), 100);
     assert_eq!(host.sockets.counters().excess, 100);
 }
+
+#[test]
+fn partners_of_a_datagram_socket_leave_room_for_connections() {
+    let mut host = Host::new();
+    for port in 0..200 {
+        let ends =
+            SocketEnds { transport: Transport::Udp, ..ends("10.0.0.1:53", &format!("10.0.0.2:{port}")) };
+        let data = Data { way: Way::In, task: Task { pid: 1, thread: 1 }, length: 4, payload: b"abcd" };
+        host.event(Event::Transfer { time: host.now, socket: 1, ends, tcp_seq: 0, data });
+    }
+    assert_eq!(host.sockets.len(), 25);
+    host.sockets.tick(host.now + IDLE_UDP_NS + 1, &mut host.calls);
+    assert!(host.sockets.is_empty());
+    assert_eq!(host.sockets.partners, 0);
+}

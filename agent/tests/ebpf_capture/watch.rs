@@ -1,7 +1,7 @@
 //! The eBPF programs with what makes calls of their records, and child processes to look at.
 
-use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ impl Watch {
         let probes = probes.unwrap_or_else(|| panic!("{report:#?}"));
         assert_eq!(probes.step(), settings.first_step, "{report:#?}");
         let config =
-            Config { sockets_max: 10_000, session: Arc::default(), tls: settings.tls, trace_base: 0 };
+            Config { sockets_max: 65_536, session: Arc::default(), tls: settings.tls, trace_base: 0 };
         let mut sockets = Sockets::new(config);
         sockets.set_clock(clock::wall_minus_monotonic_us());
         let mut watch = Self { probes, sockets, calls: Vec::new(), started: Instant::now() };
@@ -86,6 +86,30 @@ impl Watch {
         self.run(Command::new("/usr/bin/python3").arg(file.path()).args(arguments))
     }
 
+    /// Starts a Python program that serves until it is dropped.
+    pub(crate) fn serve(&self, program: &str, arguments: &[&str]) -> Served {
+        Served::start(Command::new("/usr/bin/python3").arg("-c").arg(program).args(arguments))
+    }
+
+    /// Looks until something is so.
+    pub(crate) fn until(&mut self, mut is_so: impl FnMut(&Self) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        while !is_so(self) {
+            assert!(Instant::now() < deadline, "{:#?}", self.calls);
+            self.look();
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
+    }
+
+    /// Until the TLS library of a program is found.
+    pub(crate) fn wait_for_libraries(&mut self, served: &Served) {
+        self.until(|watch| watch.probes.looks_into(served.id()));
+    }
+
+    pub(crate) fn program_ids(&self) -> Vec<u32> {
+        self.probes.program_ids()
+    }
+
     /// Calls to a port, once there are so many.
     pub(crate) fn calls_until(&mut self, port: u16, count: usize) -> Vec<Call> {
         let deadline = Instant::now() + PATIENCE;
@@ -105,9 +129,36 @@ impl Watch {
     pub(crate) fn calls_to(&self, port: u16) -> Vec<Call> {
         self.calls.iter().filter(|call| call.facts.ends.server_port == port).cloned().collect()
     }
+}
 
-    /// Records lost in the kernel, and gaps in streams.
-    pub(crate) fn losses(&self) -> (u64, u64) {
-        (self.probes.losses().dropped, self.sockets.counters().gaps)
+/// A child process with output to read; ended when dropped.
+pub(crate) struct Served {
+    child: Child,
+    output: BufReader<ChildStdout>,
+}
+
+impl Served {
+    pub(crate) fn start(command: &mut Command) -> Self {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Self { child, output }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The next line of its output.
+    pub(crate) fn line(&mut self) -> String {
+        let mut line = String::new();
+        assert_ne!(self.output.read_line(&mut line).unwrap(), 0, "it ended");
+        line.trim().to_owned()
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 }

@@ -24,6 +24,7 @@ const IMPORTS: &[(&str, &[&str], bool)] = &[
             "crates/tls/src/tests.rs",
             "crates/tls/src/validity.rs",
             "agent/src/sender/connect/tests.rs",
+            "agent/tests/ebpf_capture/tls.rs",
         ],
         false,
     ),
