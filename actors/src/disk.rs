@@ -23,10 +23,8 @@ pub use memory::Memory;
 /// Memory of the database where nobody says otherwise: a second of the fastest ingest that was measured fits the log's buffers.
 pub const MEMORY_BYTES_DEFAULT: usize = 64 << 20;
 
-/// What is left free for others on the same disk: an embedded engine must be able to end what it has begun, and would lose rows that it
-/// has acknowledged when the last page is taken from under it. On small disks it is a sixteenth.
-const RESERVE_BYTES: u64 = 64 << 20;
-const RESERVE_SHARE: u64 = 16;
+/// Of a small disk no more than this share is kept free.
+const KEEP_FREE_SHARE: u64 = 16;
 
 /// Pause between two tries to open the database anew.
 const REOPEN_AFTER: Duration = Duration::from_secs(1);
@@ -162,12 +160,12 @@ impl Disk {
         Self::open_within(path, MEMORY_BYTES_DEFAULT)
     }
 
-    /// Whether so little is free on the disk that nothing more should be put there.
-    pub fn is_nearly_full(&self) -> bool {
+    /// Whether less than this is free on the disk.
+    pub fn is_nearly_full(&self, keep_free: u64) -> bool {
         let Backing::Rocks(shared) = &self.backing else { return false };
         // A disk that does not say how full it is says so when it is written.
         rustix::fs::statvfs(&shared.path).is_ok_and(|status| {
-            let reserve = RESERVE_BYTES.min(status.f_blocks * status.f_frsize / RESERVE_SHARE);
+            let reserve = keep_free.min(status.f_blocks * status.f_frsize / KEEP_FREE_SHARE);
             status.f_bavail * status.f_frsize < reserve
         })
     }

@@ -46,11 +46,14 @@ const PLACE_BYTES: usize = 256;
 pub struct Config {
     /// Bytes of the write-ahead log.
     pub wal_bytes_max: u64,
+    /// What the log leaves free on its disk. An embedded engine on the same disk must be able to end what it has begun: it loses rows that
+    /// it has acknowledged when the last page is taken from under it.
+    pub keep_free: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { wal_bytes_max: 4 << 30 }
+        Self { wal_bytes_max: 4 << 30, keep_free: 64 << 20 }
     }
 }
 
@@ -318,7 +321,7 @@ impl Core {
             committed.load(key, value);
             true
         })?;
-        let (wal, left) = Wal::open(disk, config.wal_bytes_max)?;
+        let (wal, left) = Wal::open(disk, config.wal_bytes_max, config.keep_free)?;
         let ledger = Ledger::new(committed, &left, Instant::now());
         Ok((Self { ledger, wal, metrics: Arc::default() }, left))
     }

@@ -119,6 +119,7 @@ pub struct Wal {
 struct Shared {
     disk: Disk,
     bytes_max: u64,
+    keep_free: u64,
     next: AtomicU64,
     failing: AtomicBool,
     closed: AtomicBool,
@@ -131,7 +132,7 @@ struct Shared {
 impl Wal {
     /// Opens the log; the answer lists what a previous run left, in the order of arrival. Reads the whole log: call it where blocking is
     /// allowed.
-    pub(crate) fn open(disk: Disk, bytes_max: u64) -> Result<(Self, Vec<Left>), Error> {
+    pub(crate) fn open(disk: Disk, bytes_max: u64, keep_free: u64) -> Result<(Self, Vec<Left>), Error> {
         let mut left = Vec::new();
         let mut damaged = Changes::default();
         disk.scan(Family::Wal, b"", |key, value| {
@@ -153,6 +154,7 @@ impl Wal {
         let shared = Shared {
             disk,
             bytes_max,
+            keep_free,
             next: AtomicU64::new(next),
             failing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -166,7 +168,7 @@ impl Wal {
 
     /// Bytes that may still be added; 0 while the disk refuses writes or is nearly full.
     pub fn room(&self) -> u64 {
-        if self.is_failing() || self.shared.disk.is_nearly_full() {
+        if self.is_failing() || self.is_disk_nearly_full() {
             return 0;
         }
         self.shared.bytes_max.saturating_sub(self.shared.metrics.bytes.load(Relaxed))
@@ -175,6 +177,11 @@ impl Wal {
     /// Bytes that it may hold.
     pub fn bytes_max(&self) -> u64 {
         self.shared.bytes_max
+    }
+
+    /// True while less is free on the disk than others there may need.
+    pub fn is_disk_nearly_full(&self) -> bool {
+        self.shared.disk.is_nearly_full(self.shared.keep_free)
     }
 
     /// True while the disk refuses writes.

@@ -118,6 +118,8 @@ pub struct Query {
 pub struct Wal {
     /// Batches that wait for the store; when it is full, agents wait and spool on their own disks.
     pub size_max: Size,
+    /// What the log leaves free on its disk, which an embedded engine needs to end what it has begun.
+    pub keep_free: Size,
 }
 
 /// Where rows end up.
@@ -237,7 +239,7 @@ impl Default for Query {
 
 impl Default for Wal {
     fn default() -> Self {
-        Self { size_max: Size(10 * GIB) }
+        Self { size_max: Size(10 * GIB), keep_free: Size(64 * MIB) }
     }
 }
 

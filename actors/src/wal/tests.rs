@@ -16,7 +16,7 @@ fn seqs(left: &[Left]) -> Vec<u64> {
 
 async fn opened(disk: &Disk) -> (Wal, Vec<Left>) {
     let disk = disk.clone();
-    tokio::task::spawn_blocking(move || Wal::open(disk, 1 << 20).unwrap()).await.unwrap()
+    tokio::task::spawn_blocking(move || Wal::open(disk, 1 << 20, 0).unwrap()).await.unwrap()
 }
 
 #[tokio::test]

@@ -40,8 +40,9 @@ impl Run {
         // A read of the previous run may still hold it.
         let disk = kit::eventually(|| async { Disk::open(folder).ok() }).await;
         let memory = Memory::new(memory_bytes);
+        let config = Config { wal_bytes_max, ..Config::default() };
         let (sender, accepted) = mpsc::channel(1000);
-        let running = Ingester::start(disk, Config { wal_bytes_max }, memory.clone(), sender).await.unwrap();
+        let running = Ingester::start(disk, config, memory.clone(), sender).await.unwrap();
         let report = running.ingester().report();
         let writer = match store {
             Some(store) => {

@@ -15,6 +15,7 @@ pub(super) async fn status(parts: &Parts) -> Answer {
     let counters = running.ingester.metrics();
     let state = match () {
         () if wal.is_failing() => "failing",
+        () if wal.is_disk_nearly_full() => "disk nearly full",
         () if wal.room() == 0 => "full",
         () => "open",
     };

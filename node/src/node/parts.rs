@@ -254,6 +254,8 @@ impl Parts {
                         "the write-ahead log cannot be written: no row is taken (is the disk full?)"
                             .to_owned(),
                     );
+                } else if running.ingester.wal().is_disk_nearly_full() {
+                    problems.push("the disk of data_dir is nearly full: no row is taken".to_owned());
                 }
             }
         }

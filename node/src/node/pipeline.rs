@@ -63,7 +63,8 @@ impl Pipeline {
                 .await
                 .context("failed to start the controller")?;
         let (accepted, labeler_input) = mpsc::channel(QUEUE_MAX);
-        let ingester_config = ingester::Config { wal_bytes_max: config.wal.size_max.0 };
+        let ingester_config =
+            ingester::Config { wal_bytes_max: config.wal.size_max.0, keep_free: config.wal.keep_free.0 };
         let ingester = Ingester::start(disk, ingester_config, memory, accepted)
             .await
             .context("failed to open the write-ahead log")?;

@@ -79,6 +79,11 @@ pub(super) fn state(parts: &Parts) -> Vec<Check> {
             "it cannot be written: nothing is taken from agents",
             "make room on the disk of data_dir; it goes on by itself then",
         ),
+        () if wal.is_disk_nearly_full() => Check::fail(
+            "write-ahead log",
+            "the disk is nearly full: nothing is taken from agents",
+            "make room on the disk of data_dir, or lower wal.keep_free; it goes on by itself then",
+        ),
         () if wal.room() == 0 => Check::warn(
             "write-ahead log",
             "it is full: agents keep their rows until the store has caught up",
