@@ -20,7 +20,7 @@ use std::{sync::Arc, time::Duration};
 use metaflow_wire as wire;
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort, rpc::CallResult};
 use tokio::{
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::{JoinHandle, spawn_blocking},
     time::Instant,
 };
@@ -99,6 +99,8 @@ enum Msg {
     Hello(Vec<Result<Greeting, Refusal>>, Reply<Vec<Result<Admission, Refusal>>>),
     Facts(u32, Box<wire::Facts>, Reply<FactsReply>),
     Heartbeat(u32, wire::Heartbeat, Reply<()>),
+    /// One that nobody waits for.
+    Beat(u32, wire::Heartbeat, OwnedSemaphorePermit),
     /// Agents behind this one, by id.
     List(u32, Reply<Vec<AgentSummary>>),
     Publish,
@@ -149,6 +151,13 @@ impl Controller {
         self.call(|reply| Msg::Heartbeat(agent_id, heartbeat, reply)).await
     }
 
+    /// The same without waiting: false when the controller is busy with others. A node that could not answer heartbeats at such a time would
+    /// lose its agents, and have still more to do.
+    pub fn try_heartbeat(&self, agent_id: u32, heartbeat: &wire::Heartbeat) -> bool {
+        let Ok(call) = Arc::clone(&self.calls).try_acquire_owned() else { return false };
+        self.actor.cast(Msg::Beat(agent_id, heartbeat.clone(), call)).is_ok()
+    }
+
     /// Every agent that is known, by id.
     pub async fn agents(&self) -> Result<Vec<AgentSummary>, Error> {
         let mut agents: Vec<AgentSummary> = Vec::new();
@@ -185,13 +194,23 @@ struct Core {
     agents: Agents,
     vpc_id: u32,
     published: Instant,
+    publishing_took: Duration,
 }
 
 impl Core {
     fn open(config: Config, disk: Disk, dictionary: Dictionary, snapshot: Published) -> Result<Self, Error> {
         let vpc_id = dictionary.id(metaflow_schema::enums::Kind::Vpc, &config.vpc)?;
         let agents = persist::load(&disk, config.agents_max)?;
-        let mut core = Self { config, disk, dictionary, snapshot, agents, vpc_id, published: Instant::now() };
+        let mut core = Self {
+            config,
+            disk,
+            dictionary,
+            snapshot,
+            agents,
+            vpc_id,
+            published: Instant::now(),
+            publishing_took: Duration::ZERO,
+        };
         core.publish()?;
         info!(agents = core.agents.len(), "agents are known from before");
         Ok(core)
@@ -275,6 +294,7 @@ impl Core {
         let removed = changed.iter().filter(|agent_id| !self.agents.contains(**agent_id)).copied();
         let next: Snapshot = self.snapshot.load().with(views).without(removed);
         self.snapshot.store(Arc::new(next));
+        self.publishing_took = self.published.elapsed();
         Ok(())
     }
 }
@@ -317,6 +337,9 @@ impl Actor for ControllerActor {
                 state.core()?.agents.heartbeat(agent_id, heartbeat, now);
                 answer(reply, Ok(()));
             }
+            Msg::Beat(agent_id, heartbeat, _call) => {
+                state.core()?.agents.heartbeat(agent_id, heartbeat, now);
+            }
             Msg::List(after, reply) => answer(reply, Ok(state.core()?.agents.list(after, now))),
             Msg::Publish => {
                 state.is_publishing = false;
@@ -350,14 +373,16 @@ impl State {
         Ok(result)
     }
 
-    /// Publishes changes one interval after the last time, at once if that is over.
+    /// Publishes changes one interval after the last time, at once if that is over; with very many agents a snapshot takes a while, and the
+    /// interval grows so that most of the time is left for other work.
     fn schedule(&mut self, myself: &ActorRef<Msg>) -> Result<(), ActorProcessingErr> {
         let is_publishing = self.is_publishing;
         let core = self.core()?;
         if is_publishing || !core.agents.has_changes() {
             return Ok(());
         }
-        let wait = core.config.publish_interval.saturating_sub(core.published.elapsed());
+        let interval = core.config.publish_interval.max(core.publishing_took * 10);
+        let wait = interval.saturating_sub(core.published.elapsed());
         self.is_publishing = true;
         myself.send_after(wait, || Msg::Publish);
         Ok(())

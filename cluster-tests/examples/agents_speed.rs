@@ -30,8 +30,9 @@ const TICKS: f64 = 100.0;
 /// What placement promises of the most loaded node against the mean.
 const SPREAD_MAX: f64 = 1.05;
 const KNOWN: &str = "--sessions, --nodes, --heartbeat-ms, --starts (a second), --batches, --push, --encryption (true or false)";
+const HEARTBEATS_A_MILLISECOND: u32 = 20;
 const REST: Duration = Duration::from_secs(15);
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 /// Sessions that are compared in plain text and encrypted.
 const ENCRYPTED: u32 = 3_000;
 const LOOK: Duration = Duration::from_millis(20);
@@ -70,8 +71,8 @@ fn options(arguments: &[String]) -> Result<Options> {
     let mut options = Options {
         sessions: 100_000,
         nodes: 3,
-        heartbeat: Duration::from_secs(1),
-        starts_a_second: 4_000,
+        heartbeat: Duration::ZERO,
+        starts_a_second: 2_000,
         batches: true,
         push: true,
         encryption: true,
@@ -90,6 +91,11 @@ fn options(arguments: &[String]) -> Result<Options> {
             "--encryption" => options.encryption = value.parse().context("--encryption")?,
             _ => bail!("{name} is not known: {KNOWN}"),
         }
+    }
+    if options.heartbeat.is_zero() {
+        // A second, as agents do, unless that is more than two cores can do for both sides.
+        options.heartbeat =
+            Duration::from_millis(u64::from(options.sessions / HEARTBEATS_A_MILLISECOND).max(1_000));
     }
     ensure!(options.nodes >= 2 && options.sessions > 0, "it takes two nodes and a session");
     Ok(options)

@@ -44,6 +44,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const LEAVE_ALONE: Duration = Duration::from_secs(1);
 /// Between two rounds of comparing.
 const ROUND: Duration = Duration::from_secs(1);
+/// The pause grows with what a round took, up to this.
+const ROUND_REST: u32 = 4;
+const ROUND_MAX: Duration = Duration::from_secs(15);
 /// Names whose owners did not hear of them yet. What is forgotten beyond this comes to them when a node compares or asks again.
 const STRAYS_MAX: usize = 100_000;
 
@@ -237,10 +240,10 @@ impl Peers {
 
     /// Compares what is held and tells strays, until it is aborted.
     pub(crate) async fn keep_alike(self, dictionary: Dictionary) {
-        let mut rounds = tokio::time::interval(ROUND);
-        rounds.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut pause = ROUND;
         for round in 0_usize.. {
-            rounds.tick().await;
+            tokio::time::sleep(pause).await;
+            let begin = Instant::now();
             let guide = self.guide();
             self.forget(&guide);
             self.tell_strays(&guide, &dictionary).await;
@@ -251,6 +254,8 @@ impl Peers {
                 tracing::debug!(%address, %status, "names could not be compared");
                 self.note(*address, false);
             }
+            // While thousands of names are new, every round reads the whole dictionary: agents come first.
+            pause = ROUND.max(begin.elapsed() * ROUND_REST).min(ROUND_MAX);
         }
     }
 

@@ -58,7 +58,9 @@ pub(super) fn incoming(listener: TcpListener, door: Door) -> impl Stream<Item = 
             );
         }
         let permit = Arc::clone(&room).acquire_owned().await.ok()?;
-        let stream = accept(&listener).await;
+        // Whatever else there is to do: agents whose node died come faster than the kernel's queue is long, and what it drops comes again a
+        // second later, twice.
+        let stream = tokio::task::unconstrained(accept(&listener)).await;
         Some(((stream, permit), (listener, room)))
     })
     .map(move |(stream, permit)| open(door.clone(), stream, permit))
