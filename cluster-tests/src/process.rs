@@ -125,8 +125,13 @@ impl Node {
 
     /// SIGTERM; the exit code must be 0.
     pub async fn terminate(&mut self) -> Result<()> {
+        signal(self.child.as_ref().context("the node does not run")?, Signal::TERM)?;
+        self.ended().await
+    }
+
+    /// Waits until it has ended by itself; the exit code must be 0.
+    pub async fn ended(&mut self) -> Result<()> {
         let mut child = self.child.take().context("the node does not run")?;
-        signal(&child, Signal::TERM)?;
         let status =
             tokio::time::timeout(START_DEADLINE, child.wait()).await.context("the node did not end")??;
         ensure!(status.success(), "the node ended with {status}:\n{}", tail(&self.log()));

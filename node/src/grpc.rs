@@ -27,11 +27,7 @@ use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
-use crate::{
-    fleet::Fleet,
-    metrics::Ingest,
-    node::{Guides, Parts},
-};
+use crate::{fleet::Fleet, metrics::Ingest, node::Guides};
 pub(crate) use connection::Door;
 pub(crate) use ingest::Streams;
 pub(crate) use secret::Secret;
@@ -73,18 +69,16 @@ pub(crate) async fn serve(
     listener: TcpListener,
     agents: Agents,
     fleet: Fleet,
-    secret: Option<Secret>,
-    parts: Parts,
-    engine: Option<crate::shards::Engine>,
+    nodes: nodes::Nodes,
     door: Door,
 ) -> Result<(), tonic::transport::Error> {
     let stop = agents.stop.serving.clone();
     let _credit =
         AbortOnDropHandle::new(tokio::spawn(Arc::clone(&agents.streams).share(agents.ingester.clone())));
-    let fleet = FleetServiceServer::new(fleet::Service { fleet, secret: secret.clone(), stop: stop.clone() })
+    let secret = nodes.secret.clone();
+    let fleet = FleetServiceServer::new(fleet::Service { fleet, secret, stop: stop.clone() })
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    let nodes = nodes::Nodes { dictionary: agents.dictionary.clone(), secret, parts: Some(parts), engine };
     let nodes = NodeServiceServer::new(nodes)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);

@@ -4,11 +4,15 @@
 //! query, because its connection's future is dropped.
 
 mod api;
+mod cluster;
 mod connection;
 mod fleet;
+mod forward;
 mod guard;
 mod inspect;
+mod member;
 mod observe;
+mod overview;
 mod page;
 mod trace;
 
@@ -20,12 +24,13 @@ use axum::{
     http::{StatusCode, header},
     middleware,
     response::{Html, IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 
 use crate::{metrics::Metrics, node::Parts};
 
 pub(crate) use connection::{Door, serve};
+pub(crate) use forward::{HEADER as MEMBER_HEADER, answer_forwarded};
 pub(crate) use guard::Guard;
 
 /// The longest accepted SQL text is 64 KiB; form encoding can make three bytes of one.
@@ -41,14 +46,27 @@ pub(crate) struct Services {
     pub(crate) guard: Guard,
 }
 
-/// All routes.
+/// All routes, for whoever may ask.
 pub(crate) fn router(services: Services) -> Router {
+    pages(services.clone())
+        .layer(middleware::from_fn_with_state(services.clone(), forward::to_member))
+        .layer(middleware::from_fn_with_state(services, guard::check))
+}
+
+/// All routes, of this node and for whoever was let in already.
+pub(crate) fn pages(services: Services) -> Router {
     Router::new()
         .route("/", get(index))
         .route("/v1/query", get(api::query_get).post(api::query_post))
         .route("/v1/query/", get(api::query_get).post(api::query_post))
         .route("/v1/agents", get(api::agents))
         .route("/v1/cluster/members", get(api::members))
+        .route("/v1/cluster/members/{node}", get(member::show).delete(member::remove))
+        .route("/v1/cluster/members/{node}/drain", post(member::drain))
+        .route("/v1/forget/{node_id}/{generation}", post(member::forget))
+        .route("/v1/cluster/status", get(overview::overview))
+        .route("/v1/cluster/reachability", get(cluster::reachability))
+        .route("/v1/reachability", get(cluster::own_reachability))
         .route("/v1/status", get(api::status))
         .merge(inspect::routes())
         .merge(fleet::routes())
@@ -59,7 +77,6 @@ pub(crate) fn router(services: Services) -> Router {
         .route("/health/ready", get(ready))
         .fallback(not_found)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .layer(middleware::from_fn_with_state(services.clone(), guard::check))
         .with_state(services)
 }
 

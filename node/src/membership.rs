@@ -164,6 +164,18 @@ impl Membership {
         self.say(|facts| facts.load = load);
     }
 
+    /// Shows a dead node no more, up to this generation of it; false when it is not there or lives.
+    pub(crate) fn forget(&self, node_id: u16, generation: u64) -> bool {
+        if !lock(&self.server.book).forget(node_id, generation) {
+            return false;
+        }
+        self.server.view.send_modify(|view| {
+            let members = view.members.iter().filter(|member| member.node_id != node_id).cloned();
+            *view = Arc::new(View { members: members.collect(), ..View::clone(view) });
+        });
+        true
+    }
+
     fn say(&self, change: impl FnOnce(&mut Facts)) {
         self.server.facts.send_modify(|facts| {
             change(facts);

@@ -4,7 +4,11 @@
 //! from the moment the sockets are there, so that a probe can see what a start waits for. Stop: no new rows, what was accepted goes to the
 //! store within a deadline, the engine ends last. Nothing depends on a clean stop: kill -9 at any point loses nothing that was
 //! acknowledged.
+//!
+//! In a cluster a stop is a drain: others hear of it first, agents go to them while this node still serves, and only then it takes no more.
 
+mod counts;
+mod drain;
 mod folder;
 mod guide;
 mod load;
@@ -16,24 +20,38 @@ mod signals;
 mod start;
 mod witness;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    task::JoinHandle,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::Config,
     files, grpc, http,
-    membership::{self, Membership},
+    membership::{self, Membership, State},
     metrics::{Metrics, Read, Reading},
 };
 
+pub(crate) use drain::plan;
 use folder::Folder;
 pub(crate) use guide::{Guide, Guides};
 use locks::Locks;
 pub(crate) use parts::{Parts, Running};
 use signals::Signals;
+use start::Started;
+
+/// A stop gives this part of its time to agents that move, and to names: the rest is for rows.
+const HAND_OVER_SHARE: u32 = 3;
+/// Why a node ends that was told so by command.
+const DRAIN: &str = "drain";
+/// Whoever gave the command and waits is told so long that the node is empty.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+const HTTP_ENDS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Connections that the kernel keeps until they are accepted, if the system's own limit (net.core.somaxconn) is not below: thousands of
 /// agents come at once when their node died.
@@ -64,6 +82,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         connections_max: config.http.connections_max.get(),
         metrics: metrics.connections(),
     };
+    let pages = http::pages(services.clone());
     let http = tokio::spawn(http::serve(http_listener, http::router(services), door, stop_http.clone()));
     let door = grpc::Door {
         tls: grpc_tls,
@@ -72,7 +91,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     };
 
     let started = tokio::select! {
-        started = start::start(&config, &folder, &parts, metrics.ingest(), &membership, (grpc_listener, door)) => started,
+        started = start::start(&config, &folder, &parts, metrics.ingest(), &membership, (grpc_listener, door, pages)) => started,
         signal = signals.next() => {
             tracing::info!(signal, "stopped during the start");
             membership.leave().await;
@@ -80,38 +99,74 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         }
     };
     let started = started?;
-    membership.set_state(membership::State::Ready);
+    membership.set_state(State::Ready);
     let load = tokio::spawn(load::tell(parts.clone(), Arc::clone(&membership)));
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        node_id = config.node_id,
-        http = %format_args!("{scheme}://{http_address}"),
-        grpc = %grpc_address,
-        data_dir = %config.data_dir.display(),
-        "the node is ready"
-    );
-
-    let signal = signals.next().await;
-    tracing::info!(signal, "stopping");
-    parts.stopping(signal);
-    membership.set_state(membership::State::Draining);
-    let stop = async {
-        started.stop(config.stop_within).await;
-        load.abort();
-        membership.leave().await;
+    announce(&config, scheme, http_address, grpc_address);
+    let cause = tokio::select! {
+        signal = signals.next() => signal,
+        () = parts.drain_is_wanted() => DRAIN,
     };
+    tracing::info!(cause, "stopping");
     tokio::select! {
-        () = stop => {}
+        () = stop(cause, &config, &parts, &membership, started, load) => {}
         signal = signals.next() => tracing::warn!(signal, "a second signal: ending without waiting"),
     }
     witness.abort();
+    if cause == DRAIN {
+        tokio::time::sleep(LAST_ANSWERS).await;
+    }
     stop_http.cancel();
     // Requests that still run were answered or failed with the store; a client that dawdles does not hold up the end.
-    if tokio::time::timeout(std::time::Duration::from_secs(2), http).await.is_err() {
+    if tokio::time::timeout(HTTP_ENDS_WITHIN, http).await.is_err() {
         tracing::warn!("HTTP connections were still open");
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+fn announce(config: &Config, scheme: &str, http: SocketAddr, grpc: SocketAddr) {
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        node_id = config.node_id,
+        http = %format_args!("{scheme}://{http}"),
+        %grpc,
+        data_dir = %config.data_dir.display(),
+        "the node is ready"
+    );
+}
+
+/// Hands over, empties and ends the node, within the time that a stop may take and a few seconds for the parts to end.
+async fn stop(
+    cause: &str,
+    config: &Config,
+    parts: &Parts,
+    membership: &Membership,
+    mut started: Started,
+    load: JoinHandle<()>,
+) {
+    let deadline = Instant::now() + config.stop_within;
+    parts.stopping(cause);
+    membership.set_state(State::Draining);
+    if let Ok(running) = parts.started() {
+        drain::agents_gone(running, membership, config.stop_within / HAND_OVER_SHARE).await;
+        let names = running.peers.hand_over(&running.dictionary);
+        if tokio::time::timeout(config.stop_within / HAND_OVER_SHARE, names).await.is_err() {
+            tracing::warn!(
+                "not all names were told to other nodes in time: those in the store are known to them"
+            );
+        }
+    }
+    let is_empty = started.empty(deadline.saturating_duration_since(Instant::now())).await;
+    load.abort();
+    if let Some(work) = parts.work() {
+        membership.set_load(work.load(0));
+    }
+    if is_empty {
+        // The engine takes seconds to end; nothing of the node's work waits for that.
+        membership.set_state(State::Drained);
+    }
+    started.end().await;
+    membership.leave().await;
 }
 
 /// The figures of the actors, and when the node's certificate ends.

@@ -4,6 +4,7 @@
 //! Nothing waits for others for long: an owner that does not answer within a moment is left alone for a while, and names get an id of
 //! this node, an alias, which its owner hears of later.
 
+mod calls;
 #[cfg(test)]
 mod tests;
 

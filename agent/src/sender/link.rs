@@ -121,6 +121,12 @@ impl Sender {
             // Heard from here on: a batch that becomes durable after `send_batches` looked is not missed.
             bell.as_mut().enable();
             self.send_batches(&mut link)?;
+            let now = Instant::now();
+            if link.session.goes(&self.spool.lock(), now) {
+                return Ok(End::Moves);
+            }
+            // Once that moment has come, acknowledgements and the watchdog bring the next look.
+            let leaves_at = link.session.leaves_at().filter(|moment| *moment > now);
             tokio::select! {
                 reply = link.replies.message() => match reply.context("control stream broke")? {
                     Some(SyncResponse { body: Some(sync_response::Body::Servers(told)) }) => {
@@ -139,7 +145,7 @@ impl Sender {
                     Some(ack) => link.session.take_ack(ack, &mut self.spool.lock(), Instant::now()),
                     None => return Ok(End::Closed),
                 },
-                () = sleep_until(link.session.leaves_at()), if link.session.leaves_at().is_some() => return Ok(End::Moves),
+                () = sleep_until(leaves_at), if leaves_at.is_some() => {}
                 _ = heartbeat.tick() => self.send_heartbeat(&link)?,
                 _ = watchdog.tick() => {
                     link.session.check(Instant::now(), &self.config)?;

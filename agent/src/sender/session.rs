@@ -11,6 +11,10 @@ use metaflow_wire::{Batch, IngestAck};
 use super::{Config, Servers, window::Window};
 use crate::spool::Spool;
 
+/// An agent that leaves for another node waits so long for what it sent to be stored: what is under way at two nodes could be stored by
+/// both. Longer than a slow store takes.
+const STORED_WITHIN: Duration = Duration::from_secs(30);
+
 /// Why a connection is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
@@ -49,6 +53,13 @@ impl Session {
         self.leaves_at = servers.belongs_elsewhere(now).then(|| now + Duration::from_micros(random % spread));
     }
 
+    /// Whether the agent goes now: it is time, and all that was sent here is stored, or that takes too long.
+    pub fn goes(&self, spool: &Spool, now: Instant) -> bool {
+        let Some(since) = self.leaves_at.filter(|moment| *moment <= now) else { return false };
+        let is_open = |cursor| spool.next_after(None).is_some_and(|(seq, _)| seq <= cursor);
+        !self.window.cursor.is_some_and(is_open) || now.saturating_duration_since(since) >= STORED_WITHIN
+    }
+
     /// Whether the connection may go on.
     pub fn check(&self, now: Instant, config: &Config) -> Result<(), Broken> {
         let silence = now.saturating_duration_since(self.heard);
@@ -61,8 +72,11 @@ impl Session {
         Ok(())
     }
 
-    /// The next batch to be sent; none when the spool or the credit has no more.
+    /// The next batch to be sent; none when the spool or the credit has no more, or the agent is about to leave.
     pub fn next_batch(&mut self, spool: &mut Spool, now: Instant) -> io::Result<Option<Batch>> {
+        if self.leaves_at.is_some_and(|moment| moment <= now) {
+            return Ok(None);
+        }
         loop {
             let Some((seq, bytes)) = spool.next_after(self.window.cursor) else { return Ok(None) };
             if !self.window.allows(bytes as u64) {

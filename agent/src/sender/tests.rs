@@ -326,3 +326,32 @@ fn pauses_grow_to_their_limit_with_jitter() {
         }
     }
 }
+
+#[test]
+fn an_agent_that_belongs_elsewhere_leaves_when_what_it_sent_is_stored() {
+    let directory = TempDir::new().unwrap();
+    let mut spool = Spool::open(spool::Config::new(directory.path().to_owned(), 1 << 30), 1).unwrap().0;
+    let first = spool.append(batch(1), 1).unwrap();
+    spool.append(batch(1), 1).unwrap();
+    spool.flush().unwrap();
+    let now = Instant::now();
+    let mut servers = Servers::new(vec!["here:1".into()]);
+    servers.welcome("here:1", &["home:1".into()]);
+    let config = Config::new(vec![]);
+    let mut session = Session::new(now);
+    assert_eq!(session.next_batch(&mut spool, now).unwrap().map(|batch| batch.seq), Some(first));
+    assert!(!session.goes(&spool, now), "it stays where it may stay");
+    session.plan_move(&servers, now, &config, 0);
+    assert!(!session.goes(&spool, now), "a batch is under way");
+    assert!(session.next_batch(&mut spool, now).unwrap().is_none(), "no more is sent");
+    let received = vec![metaflow_wire::SeqRange { first, last: first }];
+    session.take_ack(
+        metaflow_wire::IngestAck { received: received.clone(), ..Default::default() },
+        &mut spool,
+        now,
+    );
+    assert!(!session.goes(&spool, now), "the node still has it in its log");
+    assert!(session.goes(&spool, now + Duration::from_secs(60)), "but not for ever");
+    session.take_ack(metaflow_wire::IngestAck { committed: received, ..Default::default() }, &mut spool, now);
+    assert!(session.goes(&spool, now), "what was never sent goes with it");
+}

@@ -11,7 +11,6 @@ use tokio::time::Instant;
 use super::{Failure, output::Format, print};
 
 /// Between two looks at something that is waited for.
-#[allow(dead_code, reason = "verbs that change something wait; they come next")]
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// What verbs that show something have.
@@ -86,7 +85,6 @@ impl From<String> for Shown {
 
 /// What became of something that is waited for.
 #[derive(Debug)]
-#[allow(dead_code, reason = "verbs that change something wait; they come next")]
 pub(super) enum Progress {
     Done,
     /// What is still missing.
@@ -110,7 +108,6 @@ impl View {
 }
 
 impl Wait {
-    #[allow(dead_code, reason = "verbs that change something wait; they come next")]
     /// Looks until it is done or the time is over. Without `--wait` it does nothing.
     pub(super) async fn until(
         &self,

@@ -36,6 +36,9 @@ pub(super) struct Access {
     /// What the node asks for when it has a tokens file. The variable is safer: others see the arguments of a process.
     #[arg(long, global = true, env = "METAFLOW_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// Another node that shall answer, by number or name; the one that is asked hands the question on.
+    #[arg(long, global = true, env = "METAFLOW_MEMBER", value_name = "NODE")]
+    member: Option<String>,
     /// Authority of the node's certificate (PEM), for https://.
     #[arg(long, global = true, env = "METAFLOW_CA", value_name = "FILE")]
     ca: Option<PathBuf>,
@@ -52,6 +55,7 @@ pub(super) struct Client {
     port: u16,
     tls: Option<metaflow_tls::Client>,
     token: Option<HeaderValue>,
+    member: Option<HeaderValue>,
 }
 
 /// The answer to a statement.
@@ -78,7 +82,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 impl Client {
     pub(super) fn new(access: &Access) -> Result<Self, Failure> {
-        let Access { url, token, ca, insecure } = access;
+        let Access { url, token, member, ca, insecure } = access;
         let base = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
         let base = base.trim_end_matches('/').to_owned();
         let wrong =
@@ -116,7 +120,11 @@ impl Client {
             value.set_sensitive(true);
             Ok(value)
         });
-        Ok(Self { base, host, port, tls, token: token.transpose()? })
+        let member = member.as_ref().map(|member| {
+            HeaderValue::from_str(member)
+                .map_err(|_| Failure::Usage(format!("{member:?} is no name of a node")))
+        });
+        Ok(Self { base, host, port, tls, token: token.transpose()?, member: member.transpose()? })
     }
 
     /// Runs a statement.
@@ -226,6 +234,9 @@ impl Client {
         if let Some(token) = &self.token {
             request = request.header(header::AUTHORIZATION, token);
         }
+        if let Some(member) = &self.member {
+            request = request.header(crate::http::MEMBER_HEADER, member);
+        }
         if !body.is_empty() {
             request = request.header(header::CONTENT_TYPE, "application/json");
         }
@@ -297,7 +308,7 @@ mod tests {
     fn addresses_and_tokens_that_cannot_be_meant_are_refused() {
         let check = |url: &str, token: Option<&str>, insecure, part: Option<&str>| {
             let token = token.map(str::to_owned);
-            let made = Client::new(&Access { url: url.to_owned(), token, ca: None, insecure });
+            let made = Client::new(&Access { url: url.to_owned(), token, member: None, ca: None, insecure });
             match (made, part) {
                 (Ok(client), None) => {
                     assert!(!format!("{client:?}").contains("mf_1"));

@@ -34,6 +34,7 @@ pub(super) struct Column {
 #[derive(Debug, Clone, Copy)]
 enum Unit {
     Plain,
+    Whole,
     Bytes,
     Seconds,
     Milliseconds,
@@ -48,6 +49,11 @@ impl Column {
     /// Only with `-o wide`.
     pub(super) const fn wide(self) -> Self {
         Self { wide: true, ..self }
+    }
+
+    /// A figure without its fraction.
+    pub(super) const fn whole(self) -> Self {
+        Self { unit: Unit::Whole, ..self }
     }
 
     pub(super) const fn bytes(self) -> Self {
@@ -65,6 +71,7 @@ impl Column {
     fn cell(&self, object: &Object) -> String {
         let value = field(object, self.field);
         match (self.unit, value.and_then(Value::as_f64)) {
+            (Unit::Whole, Some(number)) => format!("{number:.0}"),
             (Unit::Bytes, Some(bytes)) => Size(bytes as u64).to_string(),
             (Unit::Seconds, Some(seconds)) => duration(seconds),
             (Unit::Milliseconds, Some(milliseconds)) => format!("{milliseconds} ms"),

@@ -1,21 +1,24 @@
-//! What other nodes ask: ids for names that this node owns, and what it knows of partitions of the dictionary.
+//! What other nodes ask: ids for names that this node owns, what it knows of partitions of the dictionary, and what an operator asked
+//! them that concerns this one.
 //!
 //! Bound: a message's size, names and entries of one call. What is malformed is refused or counted, and changes nothing.
 
+use axum::Router;
 use metaflow_actors::{
     dictionary::{Dictionary, Digest, Entry},
     placement::PartitionId,
 };
 use metaflow_schema::enums::Kind;
 use metaflow_wire::{
-    CompareRequest, CompareResponse, DictionaryEntry, InspectRequest, InspectResponse, LearnRequest,
-    LearnResponse, Name, NameIdsRequest, NameIdsResponse, ReachStoreRequest, ReachStoreResponse, StoreBytes,
-    node_service_server::NodeService,
+    CompareRequest, CompareResponse, DictionaryEntry, ForwardRequest, ForwardResponse, InspectRequest,
+    InspectResponse, LearnRequest, LearnResponse, Name, NameIdsRequest, NameIdsResponse, PingRequest,
+    PingResponse, ReachStoreRequest, ReachStoreResponse, StoreBytes, node_service_server::NodeService,
 };
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Secret;
 use crate::{
+    http,
     inspect::{self, Arguments, Failure, Topic},
     node::Parts,
     shards::{Chunks, Engine},
@@ -35,6 +38,8 @@ pub(crate) struct Nodes {
     pub(crate) parts: Option<Parts>,
     /// None: rows are in a store that nodes share.
     pub(crate) engine: Option<Engine>,
+    /// What this node answers over HTTP.
+    pub(crate) pages: Router,
 }
 
 #[tonic::async_trait]
@@ -90,6 +95,18 @@ impl NodeService for Nodes {
     async fn store(&self, request: Request<Streaming<StoreBytes>>) -> Result<Response<Chunks>, Status> {
         self.let_in(&request)?;
         self.engine()?.serve(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
+        self.let_in(&request)?;
+        let node_id = self.parts.as_ref().map_or(0, |parts| parts.config().node_id);
+        Ok(Response::new(PingResponse { node_id: node_id.into() }))
+    }
+
+    async fn forward(&self, request: Request<ForwardRequest>) -> Result<Response<ForwardResponse>, Status> {
+        self.let_in(&request)?;
+        let answer = http::answer_forwarded(self.pages.clone(), request.into_inner()).await;
+        answer.map(Response::new).map_err(Status::out_of_range)
     }
 }
 

@@ -70,6 +70,11 @@ impl Sessions {
         Entered { sessions: self.clone(), agent_id }
     }
 
+    /// Agents that are connected.
+    pub(crate) fn count(&self) -> u64 {
+        self.lock().agents.len() as u64
+    }
+
     /// How an agent is connected; none when it is not.
     pub(crate) fn of(&self, agent_id: u32) -> Option<Session> {
         self.lock().agents.get(&agent_id).cloned()

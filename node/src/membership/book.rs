@@ -67,11 +67,13 @@ pub(super) struct Book {
     own: u16,
     starts: HashMap<Identity, Start>,
     nodes: BTreeMap<u16, Node>,
+    /// Dead nodes that an operator removed, with the generation up to which they are not shown.
+    forgotten: BTreeMap<u16, u64>,
 }
 
 impl Book {
     pub(super) fn new(cluster: String, own: u16) -> Self {
-        Self { cluster, own, starts: HashMap::new(), nodes: BTreeMap::new() }
+        Self { cluster, own, starts: HashMap::new(), nodes: BTreeMap::new(), forgotten: BTreeMap::new() }
     }
 
     /// The version of a start's values that is in the book.
@@ -87,6 +89,16 @@ impl Book {
     pub(super) fn silences(&self, now: Instant) -> impl Iterator<Item = (u16, Duration)> {
         let live = self.nodes.values().filter(|node| node.member.live && node.member.node_id != self.own);
         live.map(move |node| (node.member.node_id, now.saturating_duration_since(node.heard)))
+    }
+
+    /// Shows a node no more while it is as dead as it is; false when it is not there or lives.
+    pub(super) fn forget(&mut self, node_id: u16, generation: u64) -> bool {
+        if self.nodes.get(&node_id).is_none_or(|node| node.member.live) {
+            return false;
+        }
+        self.nodes.remove(&node_id);
+        self.forgotten.insert(node_id, generation);
+        true
     }
 
     /// Takes in all that gossip shows. `clock_ms` is the wall clock, to compare others with.
@@ -138,7 +150,9 @@ impl Book {
         for (identity, start) in &self.starts {
             let Some(node_id) = start.node_id else { continue };
             let is_young = now.saturating_duration_since(start.shown) < UNHEARD_SHOWN_AFTER;
-            if start.live_since.is_none() && is_young {
+            let forgotten = self.forgotten.get(&node_id);
+            let is_forgotten = !start.live && forgotten.is_some_and(|until| identity.generation <= *until);
+            if is_forgotten || (start.live_since.is_none() && is_young) {
                 continue;
             }
             // A start whose values are still on their way says nothing yet.

@@ -56,6 +56,12 @@ impl View {
         Some(&self.members[index])
     }
 
+    /// By its number or its name.
+    pub fn find(&self, text: &str) -> Option<&Member> {
+        let number = text.parse().ok().and_then(|node_id| self.member(node_id));
+        number.or_else(|| self.members.iter().find(|member| member.facts.name == text))
+    }
+
     pub fn live(&self) -> impl Iterator<Item = &Member> {
         self.members.iter().filter(|member| member.live)
     }
@@ -97,7 +103,7 @@ impl Member {
         }
     }
 
-    fn report(&self, now: Instant) -> MemberReport<'_> {
+    pub(crate) fn report(&self, now: Instant) -> MemberReport<'_> {
         let Self { node_id, gossip, generation, facts, live: _, ready_since, flaps, skew_ms } = self;
         let Facts {
             name,
@@ -146,7 +152,7 @@ pub(crate) struct Report<'a> {
 }
 
 #[derive(Debug, Serialize)]
-struct MemberReport<'a> {
+pub(crate) struct MemberReport<'a> {
     node_id: u16,
     name: &'a str,
     state: &'static str,

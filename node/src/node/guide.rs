@@ -79,6 +79,19 @@ impl Guide {
         nodes.into_iter()
     }
 
+    /// How many of the agents each node should have, from how many there are in each region; none in a cluster of one.
+    pub(crate) fn expected(&self, by_region: &HashMap<String, u64>) -> Option<HashMap<NodeId, f64>> {
+        let placement = self.placement.as_ref()?;
+        let mut expected: HashMap<NodeId, f64> = HashMap::new();
+        for (region, agents) in by_region {
+            for load in placement.shard_loads(region) {
+                let share = f64::from(load.first) / f64::from(placement::SHARDS);
+                *expected.entry(load.node_id).or_default() += *agents as f64 * share;
+            }
+        }
+        Some(expected)
+    }
+
     /// The partitions that two nodes hold both.
     pub(crate) fn shared(&self, one: NodeId, other: NodeId) -> Vec<PartitionId> {
         let Some(placement) = &self.placement else { return vec![] };

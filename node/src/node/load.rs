@@ -26,11 +26,7 @@ pub(super) async fn tell(parts: Parts, membership: Arc<Membership>) {
         let work = parts.work().filter(|_| tick.is_multiple_of(LOAD_TICKS));
         if let Some(work) = work {
             let store_lag_ms = u64::try_from(lag.of(now, work.accepted, work.waiting).as_millis());
-            membership.set_load(Load {
-                agents: work.agents,
-                wal_bytes: work.wal_bytes,
-                store_lag_ms: store_lag_ms.unwrap_or(u64::MAX),
-            });
+            membership.set_load(work.load(store_lag_ms.unwrap_or(u64::MAX)));
         }
     }
 }
@@ -49,6 +45,12 @@ pub(super) struct Work {
     pub(super) accepted: u64,
     /// Batches that wait for the store, from before the start too.
     pub(super) waiting: u64,
+}
+
+impl Work {
+    pub(super) fn load(&self, store_lag_ms: u64) -> Load {
+        Load { agents: self.agents, wal_bytes: self.wal_bytes, store_lag_ms }
+    }
 }
 
 /// How long batches wait for the store: batches leave about as they came, so the oldest that waits came when the number accepted was

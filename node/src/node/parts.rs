@@ -19,9 +19,12 @@ use metaflow_actors::{
     writer,
 };
 use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     Guides,
+    counts::Counts,
+    drain::Standing,
     load::Work,
     witness::{Glance, WalState},
 };
@@ -47,6 +50,8 @@ struct Shared {
     metrics: OnceLock<Arc<Metrics>>,
     events: Events,
     started: Instant,
+    /// Somebody wants this node to be emptied and to end.
+    drain: CancellationToken,
     /// What the start waits for.
     stage: Mutex<&'static str>,
     running: OnceLock<Running>,
@@ -57,6 +62,7 @@ struct Shared {
 pub(crate) struct Running {
     pub(crate) querier: Querier<Store>,
     pub(crate) store: Store,
+    pub(crate) store_is_embedded: bool,
     /// What the whole process may use.
     pub(crate) memory_bytes: usize,
     pub(crate) memory: Memory,
@@ -139,6 +145,8 @@ pub(crate) struct Status {
     cluster: String,
     members_live: usize,
     members_dead: usize,
+    #[serde(flatten)]
+    counts: Counts,
 }
 
 impl Parts {
@@ -149,6 +157,7 @@ impl Parts {
             metrics: OnceLock::new(),
             events: Events::default(),
             started: Instant::now(),
+            drain: CancellationToken::new(),
             stage: Mutex::new("starting"),
             running: OnceLock::new(),
             stopping: AtomicBool::new(false),
@@ -238,6 +247,28 @@ impl Parts {
         self.shared.running.get().map(|running| &running.fleet)
     }
 
+    /// Empties this node and ends it, as a signal would.
+    pub(crate) fn drain(&self) {
+        self.shared.drain.cancel();
+    }
+
+    pub(super) async fn drain_is_wanted(&self) {
+        self.shared.drain.cancelled().await;
+    }
+
+    /// What there is to hand over; none before the start is done.
+    pub(crate) async fn standing(&self) -> Option<Standing> {
+        let running = self.shared.running.get()?;
+        let wal = running.ingester.wal().metrics();
+        Some(Standing {
+            agents: running.sessions.count(),
+            wal_bytes: wal.bytes.load(Ordering::Relaxed),
+            wal_batches: wal.batches.load(Ordering::Relaxed),
+            store_answers: running.store.ping().await,
+            store_is_embedded: running.store_is_embedded,
+        })
+    }
+
     pub(crate) async fn health(&self) -> Health {
         let mut problems = Vec::new();
         match self.shared.running.get() {
@@ -275,7 +306,7 @@ impl Parts {
         let (accepted, wal) =
             (&running.ingester.metrics().batches_accepted, running.ingester.wal().metrics());
         Some(Work {
-            agents: running.streams.open(),
+            agents: running.sessions.count(),
             wal_bytes: wal.bytes.load(Ordering::Relaxed),
             accepted: accepted.load(Ordering::Relaxed),
             waiting: wal.batches.load(Ordering::Relaxed),
@@ -313,6 +344,7 @@ impl Parts {
             cluster: view.cluster.clone(),
             members_live: view.live().count(),
             members_dead: dead.len(),
+            counts: self.counts().await,
         }
     }
 

@@ -101,11 +101,14 @@ impl Pipeline {
     }
 
     /// Stores what was accepted, for at most `within`; what is left then waits in the write-ahead log. Nothing may be submitted any more.
-    pub(super) async fn flush(&self, within: Duration) {
+    /// Says whether nothing is left.
+    pub(super) async fn flush(&self, within: Duration) -> bool {
         let ingester = self.ingester();
-        if tokio::time::timeout(within, ingester.wal().emptied()).await.is_err() {
+        let is_empty = tokio::time::timeout(within, ingester.wal().emptied()).await.is_ok();
+        if !is_empty {
             tracing::warn!("not everything was stored in time: the rest waits in the write-ahead log");
         }
+        is_empty
     }
 
     /// Ends all actors, in the order of the row path.

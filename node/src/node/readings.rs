@@ -31,6 +31,8 @@ impl Running {
         let waiting = self.querier.waiting() as f64;
         out.push(Reading::gauge("queries_waiting", "Queries that wait for one to end", waiting));
         out.push(Reading::gauge("ingest_streams", "Streams of agents", self.streams.open() as f64));
+        let sessions = self.sessions.count() as f64;
+        out.push(Reading::gauge("agent_sessions", "Agents that are connected", sessions));
         out.push(Reading::gauge(
             "ingest_credit_bytes",
             "Payload that agents may send now, all together",

@@ -48,7 +48,7 @@ pub(super) async fn start(
     parts: &Parts,
     metrics: &Ingest,
     membership: &Membership,
-    (grpc_listener, door): (TcpListener, grpc::Door),
+    (grpc_listener, door, pages): (TcpListener, grpc::Door, axum::Router),
 ) -> anyhow::Result<Started> {
     parts.stage("opening the node's database");
     let database = folder.database();
@@ -67,15 +67,7 @@ pub(super) async fn start(
     let own = NodeId::new(config.node_id).context("node_id is out of range")?;
     let peers = Peers::new(own, guides.clone(), secret.clone(), config.tls.peers()?);
     pipeline.dictionary.set_owners(Arc::new(peers.clone()));
-    let fleet = Fleet {
-        own,
-        registry: pipeline.registry.clone(),
-        controller: pipeline.controller.clone(),
-        dictionary: pipeline.dictionary.clone(),
-        tap: Arc::clone(&pipeline.tap),
-        peers: peers.clone(),
-        events: parts.events().clone(),
-    };
+    let fleet = fleet_of(own, &pipeline, &peers, parts);
     let names = tokio::spawn(peers.clone().keep_alike(pipeline.dictionary.clone()));
     let documents = tokio::spawn(fleet.clone().keep_alike());
     let rollouts = tokio::spawn(fleet.clone().watch_rollouts());
@@ -96,6 +88,7 @@ pub(super) async fn start(
     parts.running(Running {
         querier,
         store,
+        store_is_embedded: engine.is_some(),
         memory_bytes: memory.total,
         memory: rows,
         controller: pipeline.controller.clone(),
@@ -109,8 +102,14 @@ pub(super) async fn start(
         peers,
         fleet: fleet.clone(),
     });
-    let read = shard.map(shards::Engine::new);
-    let serving = grpc::serve(grpc_listener, agents, fleet, secret, parts.clone(), read, door);
+    let nodes = grpc::nodes::Nodes {
+        dictionary: pipeline.dictionary.clone(),
+        secret,
+        parts: Some(parts.clone()),
+        engine: shard.map(shards::Engine::new),
+        pages,
+    };
+    let serving = grpc::serve(grpc_listener, agents, fleet, nodes, door);
     let grpc = tokio::spawn(log_end(serving));
     Ok(Started { engine, pipeline, grpc, followers: [guide, names, documents, rollouts], stop })
 }
@@ -133,6 +132,18 @@ fn querier(
     let Some(native) = shard else { return Ok(querier) };
     let stores = Shards::new(membership.view(), peers.clone(), native.clone())?;
     Ok(querier.with_stores(Arc::new(stores)))
+}
+
+fn fleet_of(own: NodeId, pipeline: &Pipeline, peers: &Peers, parts: &Parts) -> Fleet {
+    Fleet {
+        own,
+        registry: pipeline.registry.clone(),
+        controller: pipeline.controller.clone(),
+        dictionary: pipeline.dictionary.clone(),
+        tap: Arc::clone(&pipeline.tap),
+        peers: peers.clone(),
+        events: parts.events().clone(),
+    }
 }
 
 fn querier_config(query: &config::Query) -> querier::Config {
@@ -193,17 +204,23 @@ async fn make_tables(config: &Config, parts: &Parts, store: &Store) -> anyhow::R
 }
 
 impl Started {
-    /// Stops in the order of the row path; gives up waiting after `within`, since the write-ahead log has what is left.
-    pub(super) async fn stop(self, within: Duration) {
-        let Self { engine, pipeline, grpc, followers, stop } = self;
-        stop.taking.cancel();
-        pipeline.flush(within).await;
-        stop.serving.cancel();
-        let grpc_end = grpc.abort_handle();
-        if tokio::time::timeout(STREAMS_END_WITHIN, grpc).await.is_err() {
+    /// Hands what was accepted to the store and ends all streams; gives up waiting after `within`, since the write-ahead log has what is
+    /// left. Says whether nothing is left.
+    pub(super) async fn empty(&mut self, within: Duration) -> bool {
+        self.stop.taking.cancel();
+        let is_empty = self.pipeline.flush(within).await;
+        self.stop.serving.cancel();
+        let grpc_end = self.grpc.abort_handle();
+        if tokio::time::timeout(STREAMS_END_WITHIN, &mut self.grpc).await.is_err() {
             // Agents that do not read their answers: they will send again what they do not know to be stored.
             grpc_end.abort();
         }
+        is_empty
+    }
+
+    /// Ends everything, in the order of the row path.
+    pub(super) async fn end(self) {
+        let Self { engine, pipeline, grpc: _, followers, stop: _ } = self;
         for follower in followers {
             follower.abort();
         }

@@ -33,7 +33,13 @@ impl Member {
     }
 
     fn serve(&mut self, listener: TcpListener, secret: Option<Secret>) {
-        let nodes = Nodes { dictionary: self.dictionary.clone(), secret, parts: None, engine: None };
+        let nodes = Nodes {
+            dictionary: self.dictionary.clone(),
+            secret,
+            parts: None,
+            engine: None,
+            pages: axum::Router::new(),
+        };
         let nodes = NodeServiceServer::new(nodes);
         let serving = tonic::transport::Server::builder()
             .add_service(nodes)
