@@ -56,6 +56,8 @@ pub struct Config {
     pub interval_keys: usize,
     /// Flows whose processes are remembered.
     pub flow_notes: usize,
+    /// Requests come from processes, too: what packets show of them may be counted already.
+    pub sees_processes: bool,
 }
 
 impl Default for Config {
@@ -68,6 +70,7 @@ impl Default for Config {
             batch_bytes: 3 << 20,
             interval_keys: 10_000,
             flow_notes: 100_000,
+            sees_processes: false,
         }
     }
 }
@@ -122,7 +125,7 @@ impl Emitter {
             network_rows: [Table::Network1s, Table::NetworkMap1s, Table::Network1m, Table::NetworkMap1m]
                 .map(Builder::new),
             application: Rollup::new(keys),
-            once: Once::default(),
+            once: Once::new(config.sees_processes),
             application_rows: [
                 Table::Application1s,
                 Table::ApplicationMap1s,

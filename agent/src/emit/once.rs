@@ -80,11 +80,15 @@ pub(super) struct Once {
     best: FxHashMap<Connection, (View, u64)>,
     waiting: VecDeque<Waiting>,
     purged: u64,
-    /// A process's view came at least once: before that nothing waits.
-    is_active: bool,
+    /// Without views of processes nothing needs to wait.
+    sees_processes: bool,
 }
 
 impl Once {
+    pub(super) fn new(sees_processes: bool) -> Self {
+        Self { sees_processes, ..Self::default() }
+    }
+
     /// Gives the count back if it is to be made at once.
     pub(super) fn admit(
         &mut self,
@@ -94,12 +98,11 @@ impl Once {
         count: Count,
     ) -> Option<Count> {
         let view = View::new(point);
-        if view == View::Packets && !self.is_active {
+        if view == View::Packets && !self.sees_processes {
             return Some(count);
         }
         let connection = Connection::new(ends);
         if view > View::Packets {
-            self.is_active = true;
             let is_known = self.best.contains_key(&connection);
             if is_known || self.best.len() < CONNECTIONS_MAX {
                 let best = self.best.entry(connection).or_insert((view, now));
@@ -129,5 +132,102 @@ impl Once {
 
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use metaflow_schema::enums::L7Protocol;
+
+    use super::*;
+    use crate::emit::basis::Place;
+
+    fn ends(client: &str, server: &str) -> Ends {
+        let [client, server]: [SocketAddr; 2] = [client, server].map(|end| end.parse().unwrap());
+        Ends {
+            client_ip: client.ip(),
+            server_ip: server.ip(),
+            client_port: client.port(),
+            server_port: server.port(),
+            ip_protocol: 6,
+        }
+    }
+
+    fn count(point: ObservationPoint, ends: &Ends) -> Count {
+        let place = Place {
+            client_ip: ends.client_ip,
+            server_ip: ends.server_ip,
+            server_port: ends.server_port,
+            client_pid: 0,
+            server_pid: 0,
+            ip_protocol: ends.ip_protocol,
+            point,
+            interface_index: 0,
+        };
+        let (domain, endpoint) = (Arc::default(), Arc::default());
+        let key = ApplicationKey { place, protocol: L7Protocol::Http1, domain, endpoint };
+        Count { second: 1, key, value: ApplicationValue::default() }
+    }
+
+    /// Views of one request, in the order in which they come, 50 ms apart; gives the points at which it is counted.
+    fn counted(views: &[ObservationPoint]) -> Vec<ObservationPoint> {
+        let ends = ends("127.0.0.1:40000", "127.0.0.1:80");
+        let mut once = Once::new(true);
+        let mut counted = Vec::new();
+        let mut now = 1_000_000;
+        for point in views {
+            now += 50_000;
+            let at_once = once.admit(*point, &ends, now, count(*point, &ends));
+            counted.extend(at_once.map(|count| count.key.place.point));
+            once.due(now, |count| counted.push(count.key.place.point));
+        }
+        once.due(now + WAIT_US, |count| counted.push(count.key.place.point));
+        assert!(once.is_empty());
+        counted
+    }
+
+    #[test]
+    fn a_request_counts_where_it_was_seen_best_whichever_view_comes_first() {
+        use ObservationPoint::{Client, ClientProcess, Local, Server, ServerProcess};
+        let check = |views: &[ObservationPoint], expected: ObservationPoint| {
+            assert_eq!(counted(views), [expected], "{views:?}");
+        };
+        check(&[Local, ServerProcess, ClientProcess], ServerProcess);
+        check(&[ServerProcess, ClientProcess, Local], ServerProcess);
+        check(&[ClientProcess, Local, ServerProcess], ServerProcess);
+        check(&[Client, ClientProcess], ClientProcess);
+        check(&[ClientProcess, Client], ClientProcess);
+        check(&[Server, ServerProcess], ServerProcess);
+        check(&[Local], Local);
+    }
+
+    #[test]
+    fn connections_are_kept_apart_and_known_from_either_end() {
+        let mut once = Once::new(true);
+        let mut other_way = ends("127.0.0.1:80", "127.0.0.1:40000");
+        let served = ObservationPoint::ServerProcess;
+        assert!(
+            once.admit(served, &ends("127.0.0.1:40000", "127.0.0.1:80"), 0, count(served, &other_way))
+                .is_some()
+        );
+        let mut counted = Vec::new();
+        for port in [40_000, 40_001] {
+            other_way.server_port = port;
+            once.admit(ObservationPoint::Local, &other_way, 0, count(ObservationPoint::Local, &other_way));
+        }
+        once.due(WAIT_US, |count| counted.push(count.key.place.server_port));
+        assert_eq!(counted, [40_001]);
+    }
+
+    #[test]
+    fn without_views_of_processes_nothing_waits() {
+        let ends = ends("10.0.0.1:40000", "10.0.0.2:80");
+        let mut once = Once::new(false);
+        assert!(
+            once.admit(ObservationPoint::Server, &ends, 0, count(ObservationPoint::Server, &ends)).is_some()
+        );
+        assert!(once.is_empty());
     }
 }

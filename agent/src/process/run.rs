@@ -54,7 +54,7 @@ pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status
     let looking = look_thread(collector, facts, host, stop_looking.clone())?;
     let start = Start {
         machine_id: machine_id(&config.machine_id),
-        emit: emit::Config::default(),
+        emit: emit::Config { sees_processes: inside.is_some(), ..emit::Config::default() },
         spool_bytes_wait: None,
         facts: facts_changes.clone(),
         host: host_changes,
