@@ -18,6 +18,7 @@ mod confirm;
 mod exchange;
 mod learn;
 mod load;
+mod news;
 #[cfg(test)]
 mod tests;
 
@@ -40,9 +41,11 @@ use crate::{
 use allocate::Allocator;
 pub use confirm::FlushError;
 use confirm::Pending;
-pub use exchange::Digest;
 use exchange::Digests;
-pub use learn::{Entry, Learned};
+pub use exchange::{Comparison, Digest, Scope, comparisons, hand_over};
+pub use learn::{Entry, Learned, NAMES_MAX, Unnamed};
+use news::News;
+pub use news::Silent;
 
 /// Name of the entry that stands for all names beyond the limit of a kind.
 pub const OTHER: &str = "(other)";
@@ -153,6 +156,7 @@ struct Inner {
     allocator: Mutex<Allocator>,
     pending: Pending,
     digests: Digests,
+    news: News,
     owners: OnceLock<Arc<dyn Owners>>,
     is_suspended: AtomicBool,
     conflicts: AtomicU64,
@@ -190,6 +194,7 @@ impl Dictionary {
             allocator: Mutex::new(allocator),
             pending,
             digests: loaded.digests,
+            news: News::default(),
             owners: OnceLock::new(),
             is_suspended: AtomicBool::new(false),
             conflicts: AtomicU64::new(0),

@@ -113,6 +113,10 @@ impl Owners {
         NodeId::new(self.0[0])
     }
 
+    pub fn holds(self, node: NodeId) -> bool {
+        self.0.contains(&node.get())
+    }
+
     pub fn replicas(self) -> impl Iterator<Item = NodeId> {
         self.iter().skip(1)
     }

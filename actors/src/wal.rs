@@ -81,6 +81,11 @@ pub struct Group {
 }
 
 impl Group {
+    /// The batches that are new.
+    pub fn ids(&self) -> Vec<BatchId> {
+        self.entries.iter().map(|entry| entry.key.id()).collect()
+    }
+
     fn durability(&self) -> Durability {
         if self.entries.is_empty() { Durability::Written } else { Durability::Synced }
     }

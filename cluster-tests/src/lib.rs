@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod process;
 pub mod proxy;
 pub mod server;
+pub mod simulation;
 pub mod traces;
 
 use std::{path::PathBuf, time::Duration};

@@ -1,8 +1,9 @@
-//! What this node asks other nodes about names: ids from their owners, and, round by round, what it and they do not know of the
-//! partitions that both hold.
+//! What this node asks and tells other nodes about names: ids from their owners, what it named itself, and, round by round, what either
+//! does not know.
 //!
-//! Nothing waits for others for long: an owner that does not answer within a moment is left alone for a while, and names get an id of
-//! this node, an alias, which its owner hears of later.
+//! Nothing waits for others for long: an owner that does not answer within a moment is left alone for a while. Then those who stand in
+//! for it are asked, and names of that moment get an id of this node, an alias, which all hear of. What is asked and told is decided in
+//! `metaflow_actors::dictionary`; this file performs it.
 
 mod calls;
 #[cfg(test)]
@@ -11,17 +12,17 @@ mod tests;
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use metaflow_actors::{
-    dictionary::{Dictionary, Entry, NodeId, Owners},
-    placement::{PartitionId, partition_of},
+    dictionary::{Comparison, Dictionary, NAMES_MAX, NodeId, Owners, Silent, comparisons},
+    placement::PartitionId,
 };
 use metaflow_schema::enums::Kind;
 use metaflow_wire::{
-    CompareRequest, InspectRequest, LearnRequest, MESSAGE_BYTES_MAX, Name, NameIdsRequest, PartitionDigest,
+    InspectRequest, LearnRequest, MESSAGE_BYTES_MAX, Name, NameIdsRequest,
     fleet_service_client::FleetServiceClient, node_service_client::NodeServiceClient,
 };
 use serde_json::Value;
@@ -33,7 +34,7 @@ use tonic::{
 };
 
 use crate::{
-    grpc::{Secret, nodes},
+    grpc::Secret,
     node::{Guide, Guides},
 };
 
@@ -41,15 +42,15 @@ use crate::{
 const ASK_WITHIN: Duration = Duration::from_millis(300);
 /// Time for the answers that nothing waits for.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// Who did not answer is left alone for so long.
-const LEAVE_ALONE: Duration = Duration::from_secs(1);
+/// Time to hear of news.
+const TELL_WITHIN: Duration = Duration::from_secs(2);
 /// Between two rounds of comparing.
 const ROUND: Duration = Duration::from_secs(1);
 /// The pause grows with what a round took, up to this.
 const ROUND_REST: u32 = 4;
 const ROUND_MAX: Duration = Duration::from_secs(15);
-/// Names whose owners did not hear of them yet. What is forgotten beyond this comes to them when a node compares or asks again.
-const STRAYS_MAX: usize = 100_000;
+/// News wait so long for others to go with them.
+const GATHER: Duration = Duration::from_millis(20);
 
 /// The way to another node, which shows the secret.
 pub(crate) type Way = InterceptedService<Channel, Shown>;
@@ -68,13 +69,8 @@ struct Inner {
     secret: Option<Secret>,
     tls: Option<metaflow_tls::Client>,
     runtime: tokio::runtime::Handle,
-    links: Mutex<HashMap<SocketAddr, Link>>,
-    strays: Mutex<HashSet<(Kind, String)>>,
-}
-
-struct Link {
-    way: Way,
-    alone_until: Option<Instant>,
+    links: Mutex<HashMap<SocketAddr, Way>>,
+    silent: Mutex<Silent>,
 }
 
 /// Shows the secret where there is one.
@@ -108,7 +104,7 @@ impl Peers {
             tls,
             runtime: tokio::runtime::Handle::current(),
             links: Mutex::default(),
-            strays: Mutex::default(),
+            silent: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -132,13 +128,8 @@ impl Peers {
         Ok(fleet_client(self.new_way(address).ok_or_else(not_an_address)?))
     }
 
-    /// A client of a node; none while it is left alone.
-    fn client(&self, address: SocketAddr) -> Option<Client> {
-        Some(node_client(self.way(address)?))
-    }
-
-    /// A client of a node, whether it is left alone or not.
-    pub(crate) fn any_client(&self, address: SocketAddr) -> Option<Client> {
+    /// A client of a node; none when its address makes no sense.
+    pub(crate) fn client(&self, address: SocketAddr) -> Option<Client> {
         Some(node_client(self.any_way(address)?))
     }
 
@@ -147,23 +138,13 @@ impl Peers {
         Some(node_client(self.new_way(address)?))
     }
 
-    fn way(&self, address: SocketAddr) -> Option<Way> {
-        let links = self.inner.links.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_alone = |link: &Link| link.alone_until.is_some_and(|until| Instant::now() < until);
-        if links.get(&address).is_some_and(is_alone) {
-            return None;
-        }
-        drop(links);
-        self.any_way(address)
-    }
-
     fn any_way(&self, address: SocketAddr) -> Option<Way> {
         let mut links = self.inner.links.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(link) = links.get(&address) {
-            return Some(link.way.clone());
+        if let Some(way) = links.get(&address) {
+            return Some(way.clone());
         }
         let way = self.new_way(address)?;
-        links.insert(address, Link { way: way.clone(), alone_until: None });
+        links.insert(address, way.clone());
         Some(way)
     }
 
@@ -178,11 +159,8 @@ impl Peers {
         Some(InterceptedService::new(channel, Shown(self.inner.secret.clone())))
     }
 
-    fn note(&self, address: SocketAddr, has_answered: bool) {
-        let mut links = self.inner.links.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(link) = links.get_mut(&address) {
-            link.alone_until = (!has_answered).then(|| Instant::now() + LEAVE_ALONE);
-        }
+    fn silent(&self) -> MutexGuard<'_, Silent> {
+        self.inner.silent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Forgets the connections of nodes that are gone.
@@ -193,10 +171,10 @@ impl Peers {
     }
 
     /// Asks one owner; none when it does not answer as it should.
-    async fn name_ids(&self, address: SocketAddr, names: Vec<Name>, within: Duration) -> Option<Vec<u32>> {
+    async fn name_ids(&self, node: NodeId, address: SocketAddr, names: Vec<Name>) -> Option<Vec<u32>> {
         let mut client = self.client(address)?;
         let count = names.len();
-        let answer = tokio::time::timeout(within, client.name_ids(NameIdsRequest { names })).await;
+        let answer = tokio::time::timeout(ASK_WITHIN, client.name_ids(NameIdsRequest { names })).await;
         let ids = match answer {
             Ok(Ok(answer)) => Some(answer.into_inner().ids).filter(|ids| ids.len() == count),
             Ok(Err(status)) => {
@@ -205,7 +183,7 @@ impl Peers {
             }
             Err(_) => None,
         };
-        self.note(address, ids.is_some());
+        self.silent().note(node, ids.is_some(), Instant::now());
         ids
     }
 
@@ -217,7 +195,7 @@ impl Peers {
         arguments: &BTreeMap<String, String>,
         within: Duration,
     ) -> Result<Value, String> {
-        let mut client = self.any_client(address).ok_or("its address cannot be used")?;
+        let mut client = self.client(address).ok_or("its address cannot be used")?;
         let request = InspectRequest {
             topic: topic.to_owned(),
             arguments: arguments.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
@@ -233,120 +211,94 @@ impl Peers {
         serde_json::from_slice(&answer).map_err(|error| format!("its answer is not readable: {error}"))
     }
 
-    fn add_strays(&self, names: impl Iterator<Item = (Kind, String)>) {
-        let mut strays = self.inner.strays.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = STRAYS_MAX.saturating_sub(strays.len());
-        strays.extend(names.take(room));
-    }
-
-    /// Compares what is held and tells strays, until it is aborted.
+    /// Tells news and compares what is known, until it is aborted.
     pub(crate) async fn keep_alike(self, dictionary: Dictionary) {
-        let mut pause = ROUND;
-        for round in 0_usize.. {
-            tokio::time::sleep(pause).await;
-            let begin = Instant::now();
-            let guide = self.guide();
-            self.forget(&guide);
-            self.tell_strays(&guide, &dictionary).await;
-            let others: Vec<_> = guide.nodes().filter(|(node, _)| *node != self.inner.own).collect();
-            let Some((node, address)) = others.get(round % others.len().max(1)) else { continue };
-            let shared = guide.shared(self.inner.own, *node);
-            if let Err(status) = self.compare(*address, &shared, &dictionary).await {
-                tracing::debug!(%address, %status, "names could not be compared");
-                self.note(*address, false);
+        let mut next = tokio::time::Instant::now() + ROUND;
+        let mut round = 0_usize;
+        let mut met = HashSet::new();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {
+                    let begin = Instant::now();
+                    self.round(round, &mut met, &dictionary).await;
+                    round += 1;
+                    // While thousands of names are new, every round reads the whole dictionary: agents come first.
+                    let pause = ROUND.max(begin.elapsed() * ROUND_REST).min(ROUND_MAX);
+                    next = tokio::time::Instant::now() + pause;
+                }
+                () = dictionary.news() => {
+                    tokio::time::sleep(GATHER).await;
+                    self.tell_news(&dictionary).await;
+                }
             }
-            // While thousands of names are new, every round reads the whole dictionary: agents come first.
-            pause = ROUND.max(begin.elapsed() * ROUND_REST).min(ROUND_MAX);
         }
     }
 
-    /// Makes both ends know what either knew of some partitions. Ends when they are alike.
+    /// Compares with one of the others; `met` are those with whom that was done to the end.
+    async fn round(&self, round: usize, met: &mut HashSet<NodeId>, dictionary: &Dictionary) {
+        let guide = self.guide();
+        self.forget(&guide);
+        let others: Vec<_> = guide.nodes().filter(|(node, _)| *node != self.inner.own).collect();
+        let Some((node, address)) = others.get(round % others.len().max(1)) else { return };
+        let owners = |partition: PartitionId| guide.owners(partition);
+        for comparison in comparisons(self.inner.own, *node, owners, !met.contains(node)) {
+            if let Err(status) = self.compare(*address, comparison, dictionary).await {
+                tracing::debug!(%address, %status, "names could not be compared");
+                self.silent().note(*node, false, Instant::now());
+                return;
+            }
+        }
+        met.insert(*node);
+    }
+
+    /// Makes both ends know what either knew.
     async fn compare(
         &self,
         address: SocketAddr,
-        shared: &[PartitionId],
+        mut comparison: Comparison,
         dictionary: &Dictionary,
     ) -> Result<(), Status> {
-        let mut left: Vec<PartitionId> = shared.to_vec();
-        while !left.is_empty() {
+        while let Some(request) = comparison.request(dictionary) {
             let Some(mut client) = self.client(address) else { return Ok(()) };
-            let digests = left.iter().map(|partition| {
-                let digest = dictionary.digest(*partition);
-                PartitionDigest {
-                    partition: partition.get().into(),
-                    entries: digest.entries,
-                    hash: digest.hash,
-                }
-            });
-            let request = CompareRequest { partitions: digests.collect() };
             let answer = timely(client.compare(request)).await?.into_inner();
-            let some: Vec<PartitionId> = answer
-                .partitions
-                .iter()
-                .filter_map(|number| PartitionId::new(u16::try_from(*number).ok()?))
-                .collect();
-            // Who names a partition that was not asked for would make this go on for ever.
-            let before = left.len();
-            left.retain(|partition| !some.contains(partition));
-            if some.is_empty() || left.len() == before {
-                return Ok(());
-            }
-            let theirs: HashSet<(u32, u32)> =
-                answer.entries.iter().map(|entry| (entry.kind, entry.id)).collect();
             let names = dictionary.clone();
-            let ours = tokio::task::spawn_blocking(move || {
-                nodes::learn(&names, answer.entries)?;
-                names.entries(&some).map_err(|error| Status::unavailable(error.to_string()))
-            })
-            .await
-            .map_err(|error| Status::internal(error.to_string()))??;
-            let lacking: Vec<_> = ours
-                .into_iter()
-                .map(nodes::to_wire)
-                .filter(|entry| !theirs.contains(&(entry.kind, entry.id)))
-                .collect();
-            for entries in lacking.chunks(nodes::ENTRIES_MAX as usize) {
-                timely(client.learn(LearnRequest { entries: entries.to_vec() })).await?;
+            let learning = tokio::task::spawn_blocking(move || {
+                let lacking = comparison.answered(&names, answer);
+                (comparison, lacking)
+            });
+            let (next, lacking) = learning.await.map_err(|error| Status::internal(error.to_string()))?;
+            comparison = next;
+            for learn in lacking.map_err(|error| Status::unavailable(error.to_string()))? {
+                timely(client.learn(learn)).await?;
             }
         }
         Ok(())
     }
 
-    /// Tells owners of names that were named here in their absence; learns what they call them.
-    async fn tell_strays(&self, guide: &Guide, dictionary: &Dictionary) {
-        let strays = std::mem::take(&mut *self.inner.strays.lock().unwrap_or_else(PoisonError::into_inner));
-        let mut by_owner: HashMap<SocketAddr, Vec<(Kind, String)>> = HashMap::new();
-        for (kind, name) in strays {
-            if let Some((node, address)) = guide.owner(partition_of(kind, &name))
-                && node != self.inner.own
-            {
-                by_owner.entry(address).or_default().push((kind, name));
-            }
-        }
-        for (address, strays) in by_owner {
-            for strays in strays.chunks(nodes::NAMES_MAX) {
-                let names = strays
-                    .iter()
-                    .map(|(kind, name)| Name {
-                        kind: *kind as u32,
-                        name: name.clone(),
-                        id: dictionary.lookup(*kind, name).unwrap_or(0),
-                    })
-                    .collect();
-                let Some(ids) = self.name_ids(address, names, ANSWER_WITHIN).await else {
-                    self.add_strays(strays.iter().cloned());
-                    continue;
-                };
-                let entries: Vec<Entry> = strays
-                    .iter()
-                    .zip(ids)
-                    .map(|((kind, name), id)| Entry { kind: *kind, id, name: name.clone() })
-                    .collect();
-                let names = dictionary.clone();
-                let learnt = tokio::task::spawn_blocking(move || names.learn(&entries, false)).await;
-                if !matches!(learnt, Ok(Ok(_))) {
-                    self.add_strays(strays.iter().cloned());
-                }
+    /// Tells all at a time who is to hear of something. Who does not answer hears of it in a round.
+    async fn tell_news(&self, dictionary: &Dictionary) {
+        let guide = self.guide();
+        let addresses: BTreeMap<NodeId, SocketAddr> =
+            guide.nodes().filter(|(node, _)| *node != self.inner.own).collect();
+        let now = Instant::now();
+        let others: Vec<NodeId> =
+            addresses.keys().copied().filter(|node| !self.silent().is_left_alone(*node, now)).collect();
+        let news = dictionary.take_news(&others, |partition| guide.owners(partition));
+        let telling = news.into_iter().filter_map(|(node, requests)| {
+            let address = *addresses.get(&node)?;
+            Some(self.tell(node, address, requests))
+        });
+        futures::future::join_all(telling).await;
+    }
+
+    async fn tell(&self, node: NodeId, address: SocketAddr, requests: Vec<LearnRequest>) {
+        let Some(mut client) = self.client(address) else { return };
+        for request in requests {
+            let told = tokio::time::timeout(TELL_WITHIN, client.learn(request)).await;
+            if !matches!(told, Ok(Ok(_))) {
+                tracing::debug!(%address, "a node did not hear of new names now");
+                self.silent().note(node, false, Instant::now());
+                return;
             }
         }
     }
@@ -378,28 +330,25 @@ impl Owners for Peers {
     fn ask(&self, names: &[(Kind, &str)]) -> Vec<Option<u32>> {
         let mut told = vec![None; names.len()];
         let guide = self.guide();
-        let mut by_owner: HashMap<SocketAddr, Vec<usize>> = HashMap::new();
-        for (at, (kind, name)) in names.iter().enumerate() {
-            if let Some((node, address)) = guide.owner(partition_of(*kind, name))
-                && node != self.inner.own
-            {
-                by_owner.entry(address).or_default().push(at);
-            }
-        }
-        let questions = by_owner.into_iter().map(async |(address, places)| {
-            let asked = places.iter().take(nodes::NAMES_MAX);
-            let asked = asked.map(|at| (names[*at].0, names[*at].1.to_owned()));
-            let wanted = asked.map(|(kind, name)| Name { kind: kind as u32, name, id: 0 }).collect();
-            (self.name_ids(address, wanted, ASK_WITHIN).await, places)
+        let addresses: HashMap<NodeId, SocketAddr> = guide.nodes().collect();
+        let owners = |partition: PartitionId| guide.owners(partition);
+        let asked = self.silent().questions(self.inner.own, names, owners, Instant::now());
+        let questions = asked.into_iter().map(async |(node, mut places)| {
+            places.truncate(NAMES_MAX);
+            let wanted = places.iter().map(|at| {
+                let (kind, name) = names[*at];
+                Name { kind: kind as u32, name: name.to_owned(), id: 0 }
+            });
+            let ids = match addresses.get(&node) {
+                Some(address) => self.name_ids(node, *address, wanted.collect()).await,
+                None => None,
+            };
+            (ids.unwrap_or_default(), places)
         });
         for (ids, places) in self.inner.runtime.block_on(futures::future::join_all(questions)) {
-            let ids = ids.unwrap_or_default();
-            for (at, id) in places.iter().zip(&ids) {
-                told[*at] = Some(*id).filter(|id| *id != 0);
+            for (at, id) in places.iter().zip(ids) {
+                told[*at] = Some(id).filter(|id| *id != 0);
             }
-            // What was not answered, or was more than one question holds.
-            let left = places.iter().skip(ids.len());
-            self.add_strays(left.map(|at| (names[*at].0, names[*at].1.to_owned())));
         }
         told
     }

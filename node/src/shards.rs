@@ -68,7 +68,7 @@ impl Shards {
 
     /// What the node says of its store: whether it can be read, or none when its rows are in a store that all share.
     async fn ask(&self, address: SocketAddr) -> Result<bool, String> {
-        let Some(mut client) = self.peers.any_client(address) else {
+        let Some(mut client) = self.peers.client(address) else {
             return Err(format!("{address} is no address"));
         };
         let asked = client.reach_store(metaflow_wire::ReachStoreRequest {});

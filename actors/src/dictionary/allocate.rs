@@ -8,7 +8,10 @@ use std::{
 use metaflow_schema::enums::Kind;
 use tracing::warn;
 
-use super::{COUNTER_MAX, Error, Inner, OTHER, Shard, bounded, id_key, is_limited, name_key};
+use super::{
+    COUNTER_BITS, COUNTER_MAX, Error, Inner, OTHER, Shard, bounded, id_key, is_limited, name_key,
+    news::Audience,
+};
 use crate::disk::{Changes, Durability, Family};
 
 /// Where the counters stand. A counter that was taken is never taken again in this process, even if its write failed.
@@ -137,7 +140,12 @@ impl Inner {
         for New { kind, id, name } in new {
             changes.put(Family::IdToName, id_key(*kind, *id), name.as_bytes());
         }
-        for New { kind, id, name } in new {
+        // An entry whose write failed before may have got a rival since.
+        let is_canonical = |New { kind, id, name }: &&New| {
+            let ids = self.shard(*kind).ids.read().unwrap_or_else(PoisonError::into_inner);
+            ids.get(name).is_none_or(|known| id < known)
+        };
+        for New { kind, id, name } in new.iter().filter(is_canonical) {
             changes.put(Family::NameToId, name_key(*kind, name), u64::from(*id).to_be_bytes());
         }
         if changes.is_empty() {
@@ -150,10 +158,27 @@ impl Inner {
     fn publish(&self, new: Vec<New>) {
         self.pending.add(new.iter().map(|new| (new.kind, new.id, Arc::clone(&new.name))).collect());
         for New { kind, id, name } in new {
-            let shard = self.shard(kind);
-            self.digests.add(kind, id, &name);
+            self.tell(Audience::Holders, kind, id, &name);
+            self.join(kind, id, name);
+        }
+    }
+
+    /// Makes one durable entry visible. Its name may have an id already: the smallest is the canonical one.
+    pub(super) fn join(&self, kind: Kind, id: u32, name: Arc<str>) {
+        let shard = self.shard(kind);
+        if id >> COUNTER_BITS == u32::from(self.config.node_id.get()) {
             shard.highest.fetch_max(u64::from(id & COUNTER_MAX), Ordering::AcqRel);
-            shard.ids.write().unwrap_or_else(PoisonError::into_inner).insert(name, id);
+        }
+        let mut ids = shard.ids.write().unwrap_or_else(PoisonError::into_inner);
+        let known = ids.get(&name).copied();
+        self.digests.add(kind, id, &name, known);
+        ids.insert(Arc::clone(&name), known.map_or(id, |known| known.min(id)));
+        drop(ids);
+        if known.is_some() {
+            shard.aliases.fetch_add(1, Ordering::Relaxed);
+            for id in self.digests.ids_of(kind, &name) {
+                self.tell(Audience::Everybody, kind, id, &name);
+            }
         }
     }
 }

@@ -9,9 +9,13 @@ use std::{
 };
 
 use metaflow_schema::enums::Kind;
+use metaflow_wire::{NameIdsRequest, NameIdsResponse};
 use tracing::error;
 
-use super::{COUNTER_BITS, COUNTER_MAX, Dictionary, Error, NAME_BYTES_MAX, bounded, id_key, name_key};
+use super::{
+    COUNTER_BITS, COUNTER_MAX, Dictionary, Error, Inner, NAME_BYTES_MAX, bounded, id_key, name_key,
+    news::Audience,
+};
 use crate::disk::{Changes, Durability, Family};
 
 /// Keys of learnt entries that the store may not have.
@@ -23,6 +27,20 @@ pub struct Entry {
     pub kind: Kind,
     pub id: u32,
     pub name: String,
+}
+
+/// Names of one question; a batch brings fewer.
+pub const NAMES_MAX: usize = 20_000;
+
+/// Why a node names nothing for another.
+#[derive(Debug, thiserror::Error)]
+pub enum Unnamed {
+    #[error("more than {NAMES_MAX} names")]
+    Many,
+    #[error("a kind of name is not known in this release")]
+    Kind,
+    #[error(transparent)]
+    Dictionary(#[from] Error),
 }
 
 /// What became of entries that another node told.
@@ -80,21 +98,35 @@ impl Dictionary {
             self.inner.pending.add(new.clone());
         }
         for (kind, id, name) in new {
-            let shard = self.inner.shard(kind);
             if id >> COUNTER_BITS == own {
                 // Given out in a life that this node does not remember: never again.
                 allocator.skip(kind, id & COUNTER_MAX);
-                shard.highest.fetch_max(u64::from(id & COUNTER_MAX), Ordering::AcqRel);
             }
-            self.inner.digests.add(kind, id, &name);
-            let mut ids = shard.ids.write().unwrap_or_else(PoisonError::into_inner);
-            let canonical = ids.entry(name).or_insert(id);
-            if *canonical != id {
-                shard.aliases.fetch_add(1, Ordering::Relaxed);
-                *canonical = id.min(*canonical);
-            }
+            self.inner.join(kind, id, name);
         }
         Ok(learned)
+    }
+
+    /// Ids for another node, which may have given names ids in the absence of their owner. Their order is that of the names.
+    ///
+    /// Blocks for the disk.
+    pub fn name(&self, request: &NameIdsRequest) -> Result<NameIdsResponse, Unnamed> {
+        let names = &request.names;
+        if names.len() > NAMES_MAX {
+            return Err(Unnamed::Many);
+        }
+        let kind = |number: u32| u8::try_from(number).ok().and_then(Kind::from_number);
+        let wanted: Vec<(Kind, &str)> = names
+            .iter()
+            .map(|name| Some((kind(name.kind)?, name.name.as_str())))
+            .collect::<Option<_>>()
+            .ok_or(Unnamed::Kind)?;
+        let given = names.iter().zip(&wanted).filter(|(name, _)| name.id != 0);
+        let given: Vec<_> = given
+            .map(|(name, (kind, _))| Entry { kind: *kind, id: name.id, name: name.name.clone() })
+            .collect();
+        self.learn(&given, false)?;
+        Ok(NameIdsResponse { ids: self.own_ids(&wanted)? })
     }
 
     /// Asks the owners of names; takes what they answer out of `missing`.
@@ -144,6 +176,15 @@ impl Dictionary {
             }
         }
         Ok(self.inner.disk.write(changes, Durability::Synced)?)
+    }
+}
+
+impl Inner {
+    /// Puts an entry into the news, where there is somebody to tell.
+    pub(super) fn tell(&self, audience: Audience, kind: Kind, id: u32, name: &Arc<str>) {
+        if self.owners.get().is_some() {
+            self.news.add(audience, kind, id, name);
+        }
     }
 }
 

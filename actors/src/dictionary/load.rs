@@ -106,7 +106,7 @@ impl Loaded {
         if node == own {
             loaded.highest = loaded.highest.max(id & COUNTER_MAX);
         }
-        self.digests.add(kind, id, &name);
+        self.digests.add(kind, id, &name, loaded.ids.get(&name).copied());
         if !confirmed.has(kind, id) {
             self.pending.push((kind, id, Arc::clone(&name)));
         }

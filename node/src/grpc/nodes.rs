@@ -4,15 +4,11 @@
 //! Bound: a message's size, names and entries of one call. What is malformed is refused or counted, and changes nothing.
 
 use axum::Router;
-use metaflow_actors::{
-    dictionary::{Dictionary, Digest, Entry},
-    placement::PartitionId,
-};
-use metaflow_schema::enums::Kind;
+use metaflow_actors::dictionary::{self, Dictionary, Unnamed};
 use metaflow_wire::{
     CompareRequest, CompareResponse, DictionaryEntry, ForwardRequest, ForwardResponse, InspectRequest,
-    InspectResponse, LearnRequest, LearnResponse, Name, NameIdsRequest, NameIdsResponse, PingRequest,
-    PingResponse, ReachStoreRequest, ReachStoreResponse, StoreBytes, node_service_server::NodeService,
+    InspectResponse, LearnRequest, LearnResponse, NameIdsRequest, NameIdsResponse, PingRequest, PingResponse,
+    ReachStoreRequest, ReachStoreResponse, StoreBytes, node_service_server::NodeService,
 };
 use tonic::{Request, Response, Status, Streaming};
 
@@ -23,11 +19,6 @@ use crate::{
     node::Parts,
     shards::{Chunks, Engine},
 };
-
-/// Names of one question; a batch brings fewer.
-pub(crate) const NAMES_MAX: usize = 20_000;
-/// Entries of one answer: 256 bytes each at most, so they fit in one message.
-pub(crate) const ENTRIES_MAX: u32 = 10_000;
 
 /// Serves other nodes.
 pub(crate) struct Nodes {
@@ -48,18 +39,16 @@ impl NodeService for Nodes {
 
     async fn name_ids(&self, request: Request<NameIdsRequest>) -> Result<Response<NameIdsResponse>, Status> {
         self.let_in(&request)?;
-        let names = request.into_inner().names;
-        if names.len() > NAMES_MAX {
-            return Err(Status::invalid_argument(format!("more than {NAMES_MAX} names")));
-        }
-        let ids = self.work(move |dictionary| name_ids(dictionary, &names)).await?;
-        Ok(Response::new(NameIdsResponse { ids }))
+        let request = request.into_inner();
+        self.work(move |dictionary| name_ids(dictionary, &request)).await.map(Response::new)
     }
 
     async fn compare(&self, request: Request<CompareRequest>) -> Result<Response<CompareResponse>, Status> {
         self.let_in(&request)?;
-        let CompareRequest { partitions } = request.into_inner();
-        self.work(move |dictionary| compare(dictionary, &partitions)).await.map(Response::new)
+        let request = request.into_inner();
+        self.work(move |dictionary| dictionary.compare(&request).map_err(unavailable))
+            .await
+            .map(Response::new)
     }
 
     async fn learn(&self, request: Request<LearnRequest>) -> Result<Response<LearnResponse>, Status> {
@@ -133,72 +122,21 @@ impl Nodes {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn unavailable(error: metaflow_actors::dictionary::Error) -> Status {
+fn unavailable(error: dictionary::Error) -> Status {
     Status::unavailable(error.to_string())
 }
 
-fn kind(number: u32) -> Option<Kind> {
-    u8::try_from(number).ok().and_then(Kind::from_number)
-}
-
-fn name_ids(dictionary: &Dictionary, names: &[Name]) -> Result<Vec<u32>, Status> {
-    let known: Vec<Entry> = names
-        .iter()
-        .filter(|name| name.id != 0)
-        .filter_map(|name| Some(Entry { kind: kind(name.kind)?, id: name.id, name: name.name.clone() }))
-        .collect();
-    dictionary.learn(&known, false).map_err(unavailable)?;
-    let wanted: Vec<(Kind, &str)> = names
-        .iter()
-        .map(|name| Some((kind(name.kind)?, name.name.as_str())))
-        .collect::<Option<_>>()
-        .ok_or_else(|| Status::invalid_argument("a kind of name is not known in this release"))?;
-    dictionary.own_ids(&wanted).map_err(unavailable)
-}
-
-fn compare(
-    dictionary: &Dictionary,
-    theirs: &[metaflow_wire::PartitionDigest],
-) -> Result<CompareResponse, Status> {
-    let differing: Vec<PartitionId> = theirs
-        .iter()
-        .filter_map(|their| {
-            let partition = PartitionId::new(u16::try_from(their.partition).ok()?)?;
-            let digest = Digest { entries: their.entries, hash: their.hash };
-            (dictionary.digest(partition) != digest).then_some(partition)
-        })
-        .collect();
-    let some = dictionary.some_of(&differing, ENTRIES_MAX);
-    if some.is_empty() {
-        return Ok(CompareResponse::default());
-    }
-    let entries = dictionary.entries(&some).map_err(unavailable)?;
-    Ok(CompareResponse {
-        partitions: some.iter().map(|partition| partition.get().into()).collect(),
-        entries: entries.into_iter().map(to_wire).collect(),
+fn name_ids(dictionary: &Dictionary, request: &NameIdsRequest) -> Result<NameIdsResponse, Status> {
+    dictionary.name(request).map_err(|unnamed| match unnamed {
+        Unnamed::Many | Unnamed::Kind => Status::invalid_argument(unnamed.to_string()),
+        Unnamed::Dictionary(error) => unavailable(error),
     })
 }
 
-/// An entry as nodes tell it.
-pub(crate) fn to_wire((entry, is_stored): (Entry, bool)) -> DictionaryEntry {
-    let Entry { kind, id, name } = entry;
-    DictionaryEntry { kind: kind as u32, id, name, is_stored }
-}
-
-/// Takes entries of another node. A kind that this release does not know is left out.
-pub(crate) fn learn(dictionary: &Dictionary, entries: Vec<DictionaryEntry>) -> Result<(), Status> {
-    let (stored, fresh): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.is_stored);
-    for (entries, is_stored) in [(stored, true), (fresh, false)] {
-        let entries: Vec<Entry> = entries
-            .into_iter()
-            .filter_map(|DictionaryEntry { kind: number, id, name, .. }| {
-                Some(Entry { kind: kind(number)?, id, name })
-            })
-            .collect();
-        let learned = dictionary.learn(&entries, is_stored).map_err(unavailable)?;
-        if learned.conflicts > 0 || learned.malformed > 0 {
-            tracing::warn!(?learned, "another node told entries that cannot be right");
-        }
+fn learn(dictionary: &Dictionary, entries: Vec<DictionaryEntry>) -> Result<(), Status> {
+    let learned = dictionary.take(entries).map_err(unavailable)?;
+    if learned.conflicts > 0 || learned.malformed > 0 {
+        tracing::warn!(?learned, "another node told entries that cannot be right");
     }
     Ok(())
 }

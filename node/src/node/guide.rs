@@ -6,7 +6,7 @@ use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use metaflow_actors::{
     dictionary::{Dictionary, NodeId},
-    placement::{self, PartitionId, Placement, shard_of},
+    placement::{self, Owners, PartitionId, Placement, shard_of},
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -56,10 +56,9 @@ impl Guide {
 }
 
 impl Guide {
-    /// The owner of a partition of the dictionary, and where it is; none in a cluster of one.
-    pub(crate) fn owner(&self, partition: PartitionId) -> Option<(NodeId, SocketAddr)> {
-        let node = self.placement.as_ref()?.owners(partition).owner()?;
-        Some((node, *self.grpc.get(&node)?))
+    /// The nodes that hold a partition of the dictionary; none in a cluster of one.
+    pub(crate) fn owners(&self, partition: PartitionId) -> Owners {
+        self.placement.as_ref().map(|placement| placement.owners(partition)).unwrap_or_default()
     }
 
     /// Who serves whom; none in a cluster of one.
@@ -90,14 +89,6 @@ impl Guide {
             }
         }
         Some(expected)
-    }
-
-    /// The partitions that two nodes hold both.
-    pub(crate) fn shared(&self, one: NodeId, other: NodeId) -> Vec<PartitionId> {
-        let Some(placement) = &self.placement else { return vec![] };
-        let holds =
-            |partition: PartitionId, node| placement.owners(partition).iter().any(|holder| holder == node);
-        PartitionId::all().filter(|partition| holds(*partition, one) && holds(*partition, other)).collect()
     }
 }
 

@@ -166,6 +166,8 @@ async fn tell(mut outcomes: mpsc::Receiver<Outcome>, report: Report) {
 }
 
 async fn open_dictionary(node_id: NodeId, disk: Disk, store: &Store) -> anyhow::Result<Dictionary> {
+    // A former life may still be bringing names to the store; what it brings after they were looked at would be given out again.
+    store.kill_own_inserts().await.context("failed to end inserts of a former run")?;
     let maxima = maxima(node_id, store).await.context("failed to read the store's dictionary")?;
     let config = dictionary::Config::new(node_id);
     tokio::task::spawn_blocking(move || Dictionary::open(disk, config, &maxima))

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use metaflow_actors::dictionary::Dictionary;
+use metaflow_actors::dictionary::{Dictionary, hand_over};
 use metaflow_wire::{ForwardRequest, ForwardResponse, PingRequest};
 use tonic::Status;
 
@@ -18,7 +18,7 @@ const PING_WITHIN: Duration = Duration::from_secs(2);
 impl Peers {
     /// How fast a node answers. The first call may have to connect, so the second one counts.
     pub(crate) async fn ping(&self, node_id: u16, address: SocketAddr) -> Result<Duration, String> {
-        let mut client = self.any_client(address).ok_or("its address cannot be used")?;
+        let mut client = self.client(address).ok_or("its address cannot be used")?;
         let mut fastest = Duration::MAX;
         for _ in 0..2 {
             let begun = Instant::now();
@@ -39,7 +39,7 @@ impl Peers {
         request: ForwardRequest,
         timeout: Duration,
     ) -> Result<ForwardResponse, String> {
-        let mut client = self.any_client(address).ok_or("its address cannot be used")?;
+        let mut client = self.client(address).ok_or("its address cannot be used")?;
         let answer = within(timeout, client.forward(request)).await;
         answer.map(tonic::Response::into_inner).map_err(|status| reason(&status))
     }
@@ -47,9 +47,10 @@ impl Peers {
     /// Before this node goes: tells every other node what it may not know of the partitions that it holds now.
     pub(crate) async fn hand_over(&self, dictionary: &Dictionary) {
         let guide = self.guide();
-        self.tell_strays(&guide, dictionary).await;
+        self.tell_news(dictionary).await;
         for (node, address) in guide.nodes().filter(|(node, _)| *node != self.inner.own) {
-            if let Err(status) = self.compare(address, &guide.shared(node, node), dictionary).await {
+            let comparison = hand_over(node, |partition| guide.owners(partition));
+            if let Err(status) = self.compare(address, comparison, dictionary).await {
                 tracing::warn!(%address, %status, "names could not be handed over");
             }
         }

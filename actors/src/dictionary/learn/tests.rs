@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    dictionary::{Config, NodeId, Owners},
+    dictionary::{Config, NodeId, Owners, Scope},
     disk::Disk,
     placement::PartitionId,
 };
@@ -119,15 +119,15 @@ fn digests_survive_a_start_and_entries_say_what_is_stored() {
     let digest = dictionary.digest(partition);
     assert_eq!(digest.entries, 2);
     let expected = [(entry(Kind::Host, id, "a"), false), (entry(Kind::Host, learnt, "a"), true)];
-    assert_eq!(dictionary.entries(&[partition]).unwrap(), expected);
+    assert_eq!(dictionary.entries(Scope::All, &[partition]).unwrap(), expected);
     flushed(&dictionary);
-    assert!(dictionary.entries(&[partition]).unwrap().iter().all(|(_, is_stored)| *is_stored));
+    assert!(dictionary.entries(Scope::All, &[partition]).unwrap().iter().all(|(_, is_stored)| *is_stored));
     drop(dictionary);
     let dictionary = open(folder.path(), 5);
     assert_eq!(dictionary.digest(partition), digest);
     let all: Vec<_> = PartitionId::all().collect();
-    assert_eq!(dictionary.some_of(&[partition, partition], 1), [partition]);
-    assert_eq!(dictionary.some_of(&all, 2).len(), all.len());
+    assert_eq!(dictionary.some_of(Scope::All, [partition, partition].into_iter(), 1), [partition]);
+    assert_eq!(dictionary.some_of(Scope::All, all.iter().copied(), 2).len(), all.len());
 }
 
 /// Owners that know one name, and tell an id of another name in error.
@@ -199,7 +199,7 @@ proptest! {
         prop_assert_eq!(digests(&nodes[0]), digests(&nodes[1]));
         prop_assert_eq!(digests(&nodes[1]), digests(&nodes[2]));
         let all: Vec<_> = PartitionId::all().collect();
-        let known: BTreeSet<_> = nodes[0].entries(&all).unwrap().into_iter().map(|(entry, _)| entry).collect();
+        let known: BTreeSet<_> = nodes[0].entries(Scope::All, &all).unwrap().into_iter().map(|(entry, _)| entry).collect();
         prop_assert!(known.iter().eq(&entries));
         for entry in &entries {
             let canonical: BTreeSet<_> = nodes.iter().map(|node| node.lookup(Kind::Unit, &entry.name)).collect();
