@@ -118,17 +118,28 @@ traffic_redis() {
     say "traffic: Redis, redis-server on 127.0.0.1:$port, 20 requests/s"
 }
 
-# A query for a name and one for a name that does not exist, ten times a second, by bash alone.
+# Queries for a name and for one that does not exist, ten times a second.
 traffic_dns() {
     have dnsmasq || { say "traffic: no dnsmasq, so no DNS"; return; }
     local port
     port=$(free_port 15353)
     start dnsmasq dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file --port="$port" --listen-address=127.0.0.1 \
         --bind-interfaces --no-resolv --no-hosts --local=/demo/ --address=/shop.demo/127.0.0.1 --log-facility=-
-    start dns-client bash -c "
-        exec 3<>/dev/udp/127.0.0.1/$port
-        ask() { printf '\\x12\\x34\\x01\\x00\\x00\\x01\\x00\\x00\\x00\\x00\\x00\\x00'\"\$1\"'\\x04demo\\x00\\x00\\x01\\x00\\x01' >&3; read -r -t 0.2 -N 1 -u 3 _; }
-        while :; do ask '\\x04shop'; sleep 0.1; ask '\\x04shop'; sleep 0.1; ask '\\x04lost'; sleep 0.1; done"
+    start dns-client python3 -c "
+import socket, time
+client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+client.settimeout(0.2)
+client.connect(('127.0.0.1', $port))
+for number in range(1 << 60):
+    name = b'\\x04lost' if number % 3 == 2 else b'\\x04shop'
+    head = (number & 0xffff).to_bytes(2, 'big') + b'\\x01\\x00\\x00\\x01' + bytes(6)
+    client.send(head + name + b'\\x04demo\\x00\\x00\\x01\\x00\\x01')
+    try:
+        client.recv(512)
+    except OSError:
+        pass
+    time.sleep(0.1)
+"
     DEMO_EXPECTED+=(DNS)
     say "traffic: DNS, dnsmasq on 127.0.0.1:$port, 10 requests/s"
 }

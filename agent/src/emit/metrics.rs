@@ -182,7 +182,7 @@ impl Key for ApplicationKey {
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct ApplicationValue {
-    request: u32,
+    pub(super) request: u32,
     response: u32,
     client_error: u32,
     server_error: u32,

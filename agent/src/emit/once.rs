@@ -41,14 +41,17 @@ impl Connection {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum View {
+    /// A response whose request was not seen there: another view has both.
+    Half,
     Packets,
     ClientProcess,
     ServerProcess,
 }
 
 impl View {
-    fn new(point: ObservationPoint) -> Self {
+    fn new(point: ObservationPoint, count: &Count) -> Self {
         match point {
+            _ if count.value.request == 0 => Self::Half,
             ObservationPoint::ServerProcess => Self::ServerProcess,
             ObservationPoint::ClientProcess => Self::ClientProcess,
             ObservationPoint::Rest
@@ -97,12 +100,12 @@ impl Once {
         now: u64,
         count: Count,
     ) -> Option<Count> {
-        let view = View::new(point);
-        if view == View::Packets && !self.sees_processes {
+        if !self.sees_processes {
             return Some(count);
         }
+        let view = View::new(point, &count);
         let connection = Connection::new(ends);
-        if view > View::Packets {
+        if view > View::Half {
             let is_known = self.best.contains_key(&connection);
             if is_known || self.best.len() < CONNECTIONS_MAX {
                 let best = self.best.entry(connection).or_insert((view, now));
@@ -168,7 +171,23 @@ mod tests {
         };
         let (domain, endpoint) = (Arc::default(), Arc::default());
         let key = ApplicationKey { place, protocol: L7Protocol::Http1, domain, endpoint };
-        Count { second: 1, key, value: ApplicationValue::default() }
+        let mut value = ApplicationValue::default();
+        value.request = 1;
+        Count { second: 1, key, value }
+    }
+
+    #[test]
+    fn a_process_that_was_seen_only_to_answer_leaves_the_count_to_those_who_saw_both() {
+        let ends = ends("127.0.0.1:40000", "127.0.0.1:53");
+        let mut once = Once::new(true);
+        let half =
+            Count { value: ApplicationValue::default(), ..count(ObservationPoint::ServerProcess, &ends) };
+        assert!(once.admit(ObservationPoint::ServerProcess, &ends, 0, half).is_none());
+        let packets = count(ObservationPoint::Local, &ends);
+        assert!(once.admit(ObservationPoint::Local, &ends, 0, packets).is_none());
+        let mut counted = Vec::new();
+        once.due(WAIT_US, |count| counted.push(count.key.place.point));
+        assert_eq!(counted, [ObservationPoint::Local]);
     }
 
     /// Views of one request, in the order in which they come, 50 ms apart; gives the points at which it is counted.

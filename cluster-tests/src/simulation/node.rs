@@ -95,7 +95,7 @@ pub(super) fn start(
             }
         };
         let config = dictionary::Config::new(node_id);
-        let wal = ingester::Config { wal_bytes_max, ..ingester::Config::default() };
+        let wal = ingester::Config { wal_bytes_max, keep_free: 0 };
         // A full disk: whoever supervises the node starts it again.
         let (dictionary, core, left) = loop {
             if let Ok(dictionary) = Dictionary::open(disk.clone(), config.clone(), &maxima)

@@ -128,7 +128,9 @@ impl Book {
             if let Some(values) = values {
                 let borrowed = values.iter().map(|(key, value)| (key.as_str(), value.as_str()));
                 let facts = Facts::parse(borrowed, |key| unreadable(Unreadable::Key(key)));
-                if facts.clock_ms != start.facts.clock_ms && facts.clock_ms != 0 {
+                // The first value may be old: who joins is shown what was said before.
+                if facts.clock_ms != start.facts.clock_ms && start.facts.clock_ms != 0 && facts.clock_ms != 0
+                {
                     start.skew_ms = Some(facts.clock_ms.cast_signed().saturating_sub(clock_ms.cast_signed()));
                 }
                 (start.facts, start.version) = (facts, version);

@@ -156,6 +156,8 @@ fn a_clock_is_compared_when_it_was_said() {
         version,
         ..seen(7, 1, true, State::Ready, 7)
     };
+    // What is seen first may have been said long ago.
+    assert_eq!(story.second(0.0, &[says(1_001_000, 0)]).skew_ms, None);
     assert_eq!(story.second(0.0, &[says(1_002_000, 1)]).skew_ms, Some(2000));
     let silent = Seen { values: None, ..says(0, 1) };
     assert_eq!(story.second(60.0, &[silent]).skew_ms, Some(2000));
