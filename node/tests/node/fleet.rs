@@ -88,9 +88,18 @@ async fn operators_see_agents_tell_them_what_to_run_with_and_watch_what_they_see
 }
 
 async fn listed(node: &Node) {
-    let (code, out, _) = metaflow(node, &["ctl", "agent", "list", "--region", "eu", "-o", "json"]).await;
-    let agents: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert_eq!((code, agents.as_array().unwrap().len()), (0, 1), "{out}");
+    // An agent is welcomed a moment before it is listed.
+    let listing = async {
+        loop {
+            let (code, out, _) =
+                metaflow(node, &["ctl", "agent", "list", "--region", "eu", "-o", "json"]).await;
+            let agents: serde_json::Value = serde_json::from_str(&out).unwrap_or_default();
+            if code == 0 && agents.as_array().is_some_and(|agents| agents.len() == 1) {
+                return agents;
+            }
+        }
+    };
+    let agents = tokio::time::timeout(PATIENCE, listing).await.expect("the agent is listed");
     let agent = &agents[0];
     assert_eq!(
         (&agent["machine_id"], &agent["node_id"], &agent["group"]),
