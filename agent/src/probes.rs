@@ -5,6 +5,7 @@
 //! Leaves out: what records mean (`events`, `sockets`).
 
 mod constants;
+mod costs;
 mod libraries;
 mod plain;
 mod types;
@@ -17,6 +18,8 @@ use aya::{
     programs::{BtfTracePoint, ProgramError, RawTracePoint, loaded_programs},
 };
 use bpf_abi::{counter, verdict};
+
+pub use self::costs::{ProgramCost, program_costs};
 
 use self::plain::PlainProbes;
 use self::types::Types;
