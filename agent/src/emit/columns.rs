@@ -3,7 +3,7 @@
 use metaflow_wire::{self as wire, Columns, Endpoints, Table, columns::Rows as WireRows};
 
 use super::{Chunk, basis::Place, pool::Pool};
-use crate::flow::{Activity, Delay, Traffic};
+use crate::flow::Activity;
 
 /// Appends one value to each column of a message; the pattern names every field, so that a new one is noticed.
 macro_rules! push_row {
@@ -164,74 +164,4 @@ pub(super) fn trim_performance(columns: &mut wire::NetworkPerformance) {
         cit_count, cit_max, syn_count, synack_count, retrans_syn, retrans_synack, retrans_tx, retrans_rx,
         zero_win_tx, zero_win_rx, ooo_tx, ooo_rx,
     } nested {});
-}
-
-/// Sums of both, the greater of the maxima.
-pub(super) fn merge_delay(sum: &mut Delay, other: &Delay) {
-    let Delay { sum: total, count, max } = *other;
-    sum.sum = sum.sum.saturating_add(total);
-    sum.count = sum.count.saturating_add(count);
-    sum.max = sum.max.max(max);
-}
-
-pub(super) fn merge_traffic(sum: &mut Traffic, other: &Traffic) {
-    let Traffic { packets, bytes, l4_bytes, retransmissions, zero_windows, out_of_order, tcp_flags } = *other;
-    sum.packets = sum.packets.saturating_add(packets);
-    sum.bytes = sum.bytes.saturating_add(bytes);
-    sum.l4_bytes = sum.l4_bytes.saturating_add(l4_bytes);
-    sum.retransmissions = sum.retransmissions.saturating_add(retransmissions);
-    sum.zero_windows = sum.zero_windows.saturating_add(zero_windows);
-    sum.out_of_order = sum.out_of_order.saturating_add(out_of_order);
-    sum.tcp_flags |= tcp_flags;
-}
-
-pub(super) fn merge_activity(sum: &mut Activity, other: &Activity) {
-    let Activity {
-        tx,
-        rx,
-        rtt,
-        rtt_client,
-        rtt_server,
-        srt,
-        art,
-        cit,
-        syn,
-        synack,
-        retrans_syn,
-        retrans_synack,
-        l7_request,
-        l7_response,
-        l7_client_error,
-        l7_server_error,
-        l7_timeout,
-        l7_rrt,
-    } = other;
-    merge_traffic(&mut sum.tx, tx);
-    merge_traffic(&mut sum.rx, rx);
-    let delays = [
-        (&mut sum.rtt, rtt),
-        (&mut sum.rtt_client, rtt_client),
-        (&mut sum.rtt_server, rtt_server),
-        (&mut sum.srt, srt),
-        (&mut sum.art, art),
-        (&mut sum.cit, cit),
-        (&mut sum.l7_rrt, l7_rrt),
-    ];
-    for (total, part) in delays {
-        merge_delay(total, part);
-    }
-    let counts = [
-        (&mut sum.syn, syn),
-        (&mut sum.synack, synack),
-        (&mut sum.retrans_syn, retrans_syn),
-        (&mut sum.retrans_synack, retrans_synack),
-        (&mut sum.l7_request, l7_request),
-        (&mut sum.l7_response, l7_response),
-        (&mut sum.l7_client_error, l7_client_error),
-        (&mut sum.l7_server_error, l7_server_error),
-        (&mut sum.l7_timeout, l7_timeout),
-    ];
-    for (total, part) in counts {
-        *total = total.saturating_add(*part);
-    }
 }

@@ -7,10 +7,7 @@ use metaflow_wire::{self as wire, Endpoints, columns::Rows as WireRows};
 
 use super::{
     basis::Place,
-    columns::{
-        Builder, Rows, merge_activity, merge_delay, push_performance, push_row, trim_columns,
-        trim_performance,
-    },
+    columns::{Builder, Rows, push_performance, push_row, trim_columns, trim_performance},
     pool::KEY_TEXT_MAX,
     rollup::{Key, Value},
 };
@@ -85,7 +82,7 @@ impl Value for NetworkValue {
             server_reset,
             syn_timeout,
         } = other;
-        merge_activity(&mut self.activity, activity);
+        self.activity.merge(activity);
         let counts = [
             (&mut self.new_flow, new_flow),
             (&mut self.closed_flow, closed_flow),
@@ -212,7 +209,7 @@ impl ApplicationValue {
 impl Value for ApplicationValue {
     fn merge(&mut self, other: &Self) {
         let Self { request, response, client_error, server_error, timeout, rrt } = other;
-        merge_delay(&mut self.rrt, rrt);
+        self.rrt.merge(rrt);
         let counts = [
             (&mut self.request, request),
             (&mut self.response, response),

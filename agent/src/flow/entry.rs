@@ -290,13 +290,13 @@ impl Traffic {
     /// Adds what another counted.
     pub fn merge(&mut self, other: &Traffic) {
         let Traffic { packets, bytes, l4_bytes, retransmissions, zero_windows, out_of_order, tcp_flags } =
-            other;
-        self.packets += packets;
-        self.bytes += bytes;
-        self.l4_bytes += l4_bytes;
-        self.retransmissions += retransmissions;
-        self.zero_windows += zero_windows;
-        self.out_of_order += out_of_order;
+            *other;
+        self.packets = self.packets.saturating_add(packets);
+        self.bytes = self.bytes.saturating_add(bytes);
+        self.l4_bytes = self.l4_bytes.saturating_add(l4_bytes);
+        self.retransmissions = self.retransmissions.saturating_add(retransmissions);
+        self.zero_windows = self.zero_windows.saturating_add(zero_windows);
+        self.out_of_order = self.out_of_order.saturating_add(out_of_order);
         self.tcp_flags |= tcp_flags;
     }
 }
@@ -326,21 +326,31 @@ impl Activity {
         } = other;
         self.tx.merge(tx);
         self.rx.merge(rx);
-        self.rtt.merge(rtt);
-        self.rtt_client.merge(rtt_client);
-        self.rtt_server.merge(rtt_server);
-        self.srt.merge(srt);
-        self.art.merge(art);
-        self.cit.merge(cit);
-        self.syn += syn;
-        self.synack += synack;
-        self.retrans_syn += retrans_syn;
-        self.retrans_synack += retrans_synack;
-        self.l7_request += l7_request;
-        self.l7_response += l7_response;
-        self.l7_client_error += l7_client_error;
-        self.l7_server_error += l7_server_error;
-        self.l7_timeout += l7_timeout;
-        self.l7_rrt.merge(l7_rrt);
+        let delays = [
+            (&mut self.rtt, rtt),
+            (&mut self.rtt_client, rtt_client),
+            (&mut self.rtt_server, rtt_server),
+            (&mut self.srt, srt),
+            (&mut self.art, art),
+            (&mut self.cit, cit),
+            (&mut self.l7_rrt, l7_rrt),
+        ];
+        for (total, part) in delays {
+            total.merge(part);
+        }
+        let counts = [
+            (&mut self.syn, syn),
+            (&mut self.synack, synack),
+            (&mut self.retrans_syn, retrans_syn),
+            (&mut self.retrans_synack, retrans_synack),
+            (&mut self.l7_request, l7_request),
+            (&mut self.l7_response, l7_response),
+            (&mut self.l7_client_error, l7_client_error),
+            (&mut self.l7_server_error, l7_server_error),
+            (&mut self.l7_timeout, l7_timeout),
+        ];
+        for (total, part) in counts {
+            *total = total.saturating_add(*part);
+        }
     }
 }

@@ -63,14 +63,7 @@ impl Parser for Dns {
             if rest.len() < size && !view.last {
                 return Step::More;
             }
-            let envelope = Envelope {
-                id: 0,
-                start_time: view.timestamp,
-                end_time: view.now,
-                tcp_seq: view.tcp_seq,
-                length: size as u64 + 2,
-                captured: view.bytes.len().min(size + 2) as u64,
-            };
+            let envelope = view.envelope(size as u64 + 2, view.bytes.len().min(size + 2) as u64);
             match message(ctx, &rest[..size.min(rest.len())], envelope) {
                 Some(message) => out.push(message),
                 None => return Step::Lost,

@@ -265,15 +265,7 @@ impl State<'_> {
         };
         let captured = length.min(view.bytes.len() as u64);
         *self.told = (view.offset + head, view.captured + captured);
-        let envelope = Envelope {
-            id: 0,
-            start_time: view.timestamp,
-            end_time: view.now,
-            tcp_seq: view.tcp_seq,
-            length,
-            captured,
-        };
-        (envelope, step)
+        (view.envelope(length, captured), step)
     }
 
     fn body_step(&mut self, view: View<'_>, is_request: bool, out: &mut Vec<Message>) -> Step {

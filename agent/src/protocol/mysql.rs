@@ -138,7 +138,7 @@ impl Work<'_> {
             return if frame.sequence == 0 && frame.body_length > 0 { Step::Lost } else { Step::Take(size) };
         };
         let have = size.min(view.bytes.len() as u64);
-        request.envelope = envelope(view, size, have);
+        request.envelope = view.envelope(size, have);
         self.end_reply(view.now);
         if self.commands.switches_to_tls() {
             *self.opaque = true;
@@ -181,7 +181,7 @@ impl Work<'_> {
         // What was skipped of the packet before is told with this one.
         let begin = if self.reply.is_open() { *self.told } else { view.captured };
         *self.told = view.captured + have;
-        let envelope = envelope(view, size, self.told.saturating_sub(begin));
+        let envelope = view.envelope(size, self.told.saturating_sub(begin));
         let answer = self.reply.packet(self.ctx.config, &frame, envelope, compressed);
         if let Some((number, parameters)) = answer.prepared {
             self.commands.prepared(number, parameters);
@@ -208,28 +208,9 @@ fn rest_of_reply(end_time: u64, captured: u64) -> Message {
     ResponseMore::end(envelope)
 }
 
-fn envelope(view: View<'_>, length: u64, captured: u64) -> Envelope {
-    Envelope {
-        id: 0,
-        start_time: view.timestamp,
-        end_time: view.now,
-        tcp_seq: view.tcp_seq,
-        length,
-        captured,
-    }
-}
-
 /// A greeting, a login, or a command whose content makes sense.
 fn recognise(probe: &Probe<'_>) -> Recognition {
-    let view = View {
-        bytes: probe.bytes,
-        timestamp: 0,
-        now: 0,
-        tcp_seq: 0,
-        offset: 0,
-        captured: 0,
-        last: probe.last,
-    };
+    let view = View::of(probe);
     let Some(compressed) = packet::is_compressed(probe.bytes, probe.last) else {
         return if probe.usual_port { Recognition::More } else { packet::plausible_start(probe.bytes) };
     };

@@ -99,7 +99,7 @@ impl Shared {
             Err(step) => return step,
         };
         let have = frame.size.min(view.bytes.len() as u64);
-        let envelope = envelope(view, frame.size, have);
+        let envelope = view.envelope(frame.size, have);
         let said = self.commands.message(ctx, &frame, envelope);
         let counts = !matches!(said, Said::Nothing | Said::AskedEncryption | Said::OneWay(_));
         match said {
@@ -155,33 +155,14 @@ impl Shared {
             Err(step) => return step,
         };
         let have = frame.size.min(view.bytes.len() as u64);
-        self.replies.message(ctx.config, &frame, envelope(view, frame.size, have), view, out);
+        self.replies.message(ctx.config, &frame, view.envelope(frame.size, have), view, out);
         Step::Take(frame.size)
-    }
-}
-
-fn envelope(view: View<'_>, length: u64, captured: u64) -> Envelope {
-    Envelope {
-        id: 0,
-        start_time: view.timestamp,
-        end_time: view.now,
-        tcp_seq: view.tcp_seq,
-        length,
-        captured,
     }
 }
 
 /// A start-up packet, a statement, or on a usual port whatever only one side can say.
 fn recognise(probe: &Probe<'_>) -> Recognition {
-    let view = View {
-        bytes: probe.bytes,
-        timestamp: 0,
-        now: 0,
-        tcp_seq: 0,
-        offset: 0,
-        captured: 0,
-        last: probe.last,
-    };
+    let view = View::of(probe);
     match frame(view, true) {
         Ok(Frame { kind: 0, .. }) => return Recognition::Request,
         Ok(frame) if command::is_certain(&frame, probe.usual_port) => return Recognition::Request,

@@ -250,14 +250,7 @@ impl Walk<'_> {
         let whole = element.children == 0 && have == element.size;
         if !unasked {
             self.shared.outstanding = self.shared.outstanding.saturating_sub(1);
-            let envelope = Envelope {
-                id: 0,
-                start_time: view.timestamp,
-                end_time: view.now,
-                tcp_seq: view.tcp_seq,
-                length: element.size,
-                captured: have,
-            };
+            let envelope = view.envelope(element.size, have);
             let mut response = Response::new(envelope);
             response.outcome = outcome(config, view.bytes);
             response.result = kind(view.bytes).to_owned();
@@ -406,15 +399,7 @@ fn outcome(config: &Config, bytes: &[u8]) -> Outcome {
 
 /// A command is certain on any port; replies look like much else, so they count on usual ports alone.
 fn recognise(probe: &Probe<'_>) -> Recognition {
-    let view = View {
-        bytes: probe.bytes,
-        timestamp: 0,
-        now: 0,
-        tcp_seq: 0,
-        offset: 0,
-        captured: 0,
-        last: probe.last,
-    };
+    let view = View::of(probe);
     match probe.bytes.first() {
         None => Recognition::More,
         Some(b'*') => match size_line(view) {

@@ -3,6 +3,7 @@
 //!
 //! Holds at most one limit of bytes, and only while a message's head is incomplete.
 
+use super::{Envelope, Probe};
 use crate::session::Segment;
 
 /// What a parser looks at: the stream from the first byte that it has not taken yet.
@@ -21,6 +22,33 @@ pub(crate) struct View<'a> {
     pub(crate) captured: u64,
     /// No more bytes can be joined to these (limit reached or not captured): decide now.
     pub(crate) last: bool,
+}
+
+impl<'a> View<'a> {
+    /// The beginning of what is to be recognised.
+    pub(crate) fn of(probe: &Probe<'a>) -> Self {
+        Self {
+            bytes: probe.bytes,
+            timestamp: 0,
+            now: 0,
+            tcp_seq: 0,
+            offset: 0,
+            captured: 0,
+            last: probe.last,
+        }
+    }
+
+    /// A message of `length` bytes that begins here.
+    pub(crate) fn envelope(&self, length: u64, captured: u64) -> Envelope {
+        Envelope {
+            id: 0,
+            start_time: self.timestamp,
+            end_time: self.now,
+            tcp_seq: self.tcp_seq,
+            length,
+            captured,
+        }
+    }
 }
 
 /// What a parser wants next.
