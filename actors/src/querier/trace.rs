@@ -70,7 +70,7 @@ impl<S: Source> Querier<S> {
                 vec![keys::statement(&id.condition(), TimeSpan { from, to: from + ROW_SECONDS_MAX })]
             }
         };
-        self.look_up(first, now_seconds, &mut found).await?;
+        self.look_up(first, now_seconds, &mut found, |_| true).await?;
         let mut known = Keys::default();
         let (mut rounds, mut grew) = (0, !found.rows.is_empty());
         while grew && rounds < ROUNDS_MAX && !found.cut {
@@ -81,7 +81,7 @@ impl<S: Source> Querier<S> {
                 found.rows.iter().for_each(|row| keys.add(row));
                 let keys = part(keys).without(&known);
                 let statements = keys.statements(TimeSpan::around(&found.rows));
-                self.look_up(statements, now_seconds, &mut found).await?;
+                self.look_up(statements, now_seconds, &mut found, |row| keys.wants(row)).await?;
                 known.merge(keys);
             }
             grew = found.rows.len() > before;
@@ -95,13 +95,19 @@ impl<S: Source> Querier<S> {
         Ok(Trace { spans, rounds, cut: found.cut })
     }
 
-    async fn look_up(&self, statements: Vec<String>, now: u32, found: &mut Found) -> Result<(), Error> {
+    async fn look_up(
+        &self,
+        statements: Vec<String>,
+        now: u32,
+        found: &mut Found,
+        wanted: impl Fn(&Row) -> bool,
+    ) -> Result<(), Error> {
         for statement in statements {
             let answer = self.answer(&statement, Some("flow_log"), now).await?;
             let rows: Vec<Row> = serde_json::from_str(answer.rows.get())
                 .map_err(|error| Error::Store(format!("its rows are not readable: {error}")))?;
             found.cut |= rows.len() >= ROWS_MAX;
-            for row in rows {
+            for row in rows.into_iter().filter(|row| wanted(row)) {
                 if found.ids.len() >= ROWS_MAX {
                     found.cut = true;
                 } else if found.ids.insert(row.id()) {

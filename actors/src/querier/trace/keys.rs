@@ -4,14 +4,14 @@
 
 use std::collections::BTreeSet;
 
+use metaflow_schema::enums::ObservationPoint;
+
 use super::row::{COLUMNS, Row};
 
 /// Values in one statement: of numbers with twenty digits so many stay far below the longest accepted text.
 const VALUES_MAX: usize = 1_500;
-/// Windows in one statement, of which each has a dozen of the 1,500 names and operators that a text may have; and the values that one has the
-/// length of.
-const WINDOWS_MAX: usize = 100;
-const VALUES_A_WINDOW: usize = 8;
+/// Windows in one statement.
+const WINDOWS_MAX: usize = 1_000;
 /// Rows that a statement may bring.
 pub(super) const ROWS_MAX: usize = 10_000;
 /// A longer id is not looked for.
@@ -50,6 +50,14 @@ struct Window {
     sent: bool,
 }
 
+/// Columns of workers, and whether what they sent is looked for.
+const WORKERS: [(&str, bool); 4] = [
+    ("syscall_coroutine_0", true),
+    ("syscall_thread_0", true),
+    ("syscall_coroutine_1", false),
+    ("syscall_thread_1", false),
+];
+
 impl Window {
     fn of(row: &Row) -> Option<Self> {
         let sent = row.is_server_process();
@@ -66,15 +74,34 @@ impl Window {
         (worker.1 != 0).then_some(Self { agent_id, worker, start, end, sent })
     }
 
-    fn condition(&self) -> String {
-        let Self { agent_id, worker: (column, value), start, end, sent } = self;
-        let time = if *sent {
-            format!("start_time >= {start} AND start_time <= {end}")
+    /// Whether a row of its worker is in it.
+    fn holds(&self, row: &Row) -> bool {
+        if self.sent {
+            row.is_client_process() && row.start_time >= self.start && row.start_time <= self.end
         } else {
-            format!("start_time <= {start} AND end_time >= {end}")
-        };
-        format!("(agent_id = {agent_id} AND {column} = {value} AND {time})")
+            row.is_server_process() && row.start_time <= self.start && row.end_time >= self.end
+        }
     }
+}
+
+/// Windows of one direction and kind of worker as one condition, which holds for more: a list is read at once where each window by itself
+/// would be tried on every row. [`Keys::wants`] says what of it is meant.
+fn condition(windows: &[Window], column: &str, sent: bool) -> Option<String> {
+    let chosen = || windows.iter().filter(|window| window.worker.0 == column && window.sent == sent);
+    let list = |values: BTreeSet<u64>| values.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+    let agents = list(chosen().map(|window| u64::from(window.agent_id)).collect());
+    let workers = list(chosen().map(|window| window.worker.1).collect());
+    let first = chosen().map(|window| if sent { window.start } else { window.end }).min()?;
+    let last = chosen().map(|window| if sent { window.end } else { window.start }).max()?;
+    let time = if sent {
+        format!("start_time >= {first} AND start_time <= {last}")
+    } else {
+        format!("end_time >= {first} AND start_time <= {last}")
+    };
+    let point = if sent { ObservationPoint::ClientProcess } else { ObservationPoint::ServerProcess } as u8;
+    Some(format!(
+        "(observation_point = {point} AND {column} IN ({workers}) AND agent_id IN ({agents}) AND {time})"
+    ))
 }
 
 /// Values by which rows are found.
@@ -136,10 +163,33 @@ impl Keys {
         }
     }
 
+    /// Whether a row is what these look for, and not only beside it.
+    pub(super) fn wants(&self, row: &Row) -> bool {
+        let Self { traces, syscalls, requests, responses, x_requests, windows } = self;
+        let workers = [
+            ("syscall_coroutine_0", row.syscall_coroutine_0),
+            ("syscall_thread_0", u64::from(row.syscall_thread_0)),
+            ("syscall_coroutine_1", row.syscall_coroutine_1),
+            ("syscall_thread_1", u64::from(row.syscall_thread_1)),
+        ];
+        let in_window = |worker: (&'static str, u64)| {
+            let from = Window { agent_id: row.agent_id, worker, start: 0, end: 0, sent: false };
+            let to = Window { start: u64::MAX, end: u64::MAX, sent: true, ..from };
+            windows.range(from..=to).any(|window| window.holds(row))
+        };
+        traces.contains(&row.trace_id)
+            || row.syscalls().any(|id| syscalls.contains(&id))
+            || requests.contains(&row.req_tcp_seq)
+            || responses.contains(&row.resp_tcp_seq)
+            || row.x_request_ids().any(|id| x_requests.contains(id))
+            || workers.into_iter().filter(|worker| worker.1 != 0).any(in_window)
+    }
+
     /// A statement for each so many values: any of them in any of its columns.
     pub(super) fn statements(&self, span: Span) -> Vec<String> {
         let Self { traces, syscalls, requests, responses, x_requests, windows } = self;
-        let mut windows = windows.iter().map(Window::condition).peekable();
+        let windows: Vec<Window> = windows.iter().copied().collect();
+        let mut windows = windows.chunks(WINDOWS_MAX).peekable();
         let texts =
             |texts: &BTreeSet<String>| texts.iter().filter_map(|text| literal(text)).collect::<Vec<_>>();
         let mut parts: Vec<(&[&str], Vec<String>)> = vec![
@@ -155,8 +205,12 @@ impl Keys {
         let mut statements = Vec::new();
         while windows.peek().is_some() || parts.iter().any(|(_, values)| !values.is_empty()) {
             let mut room = VALUES_MAX;
-            let mut conditions: Vec<String> = windows.by_ref().take(WINDOWS_MAX).collect();
-            room -= conditions.len() * VALUES_A_WINDOW;
+            let mut conditions: Vec<String> = Vec::new();
+            if let Some(windows) = windows.next() {
+                room -= windows.len();
+                let each = WORKERS.iter().filter_map(|(column, sent)| condition(windows, column, *sent));
+                conditions.extend(each);
+            }
             for (columns, values) in &mut parts {
                 let taken: Vec<String> = values.drain(..values.len().min(room / columns.len())).collect();
                 room -= taken.len() * columns.len();
@@ -238,13 +292,25 @@ mod tests {
         let mut keys = Keys::default();
         [served, sent].iter().for_each(|row| keys.add(row));
         let statements = keys.statements(Span { from: 1, to: 2 });
-        let time = |text: &str| statements[0].contains(text);
-        assert!(time(
-            "(agent_id = 3 AND syscall_thread_0 = 7 AND start_time >= 1000000 AND start_time <= 2000000)"
+        let asks = |text: &str| statements[0].contains(text);
+        assert!(asks(
+            "(observation_point = 3 AND syscall_thread_0 IN (7) AND agent_id IN (3) AND start_time >= 1000000 AND start_time <= 2000000)"
         ));
-        assert!(time(
-            "(agent_id = 3 AND syscall_coroutine_1 = 9 AND start_time <= 1000000 AND end_time >= 2000000)"
+        assert!(asks(
+            "(observation_point = 4 AND syscall_coroutine_1 IN (9) AND agent_id IN (3) AND end_time >= 2000000 AND start_time <= 1000000)"
         ));
+        let work = Row {
+            observation_point: 3,
+            agent_id: 3,
+            syscall_thread_0: 7,
+            start_time: 1_500_000,
+            ..Row::default()
+        };
+        assert!(keys.wants(&work));
+        assert!(!keys.wants(&Row { syscall_thread_0: 8, ..work.clone() }));
+        assert!(!keys.wants(&Row { agent_id: 4, ..work.clone() }));
+        assert!(!keys.wants(&Row { start_time: 2_000_001, ..work.clone() }));
+        assert!(!keys.wants(&Row { observation_point: 4, ..work }));
         compile(&statements[0], &Request { database: None, now_seconds: 9, shards: None }).unwrap();
         for nth in 0..1_000 {
             keys.windows.insert(Window {
