@@ -12,7 +12,7 @@ mod row;
 mod tests;
 mod timing;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 pub use assemble::{Reason, Span, assemble, trees_with};
 pub use keys::Span as TimeSpan;
@@ -88,11 +88,24 @@ impl<S: Source> Querier<S> {
             rounds += usize::from(grew);
         }
         found.cut |= grew;
-        let spans = trees_with(assemble(found.rows), |row| match seed {
+        let mut spans = trees_with(assemble(found.rows), |row| match seed {
             Seed::TraceId(id) => row.trace_id == *id,
             Seed::Row(id) => row.id() == *id,
         });
+        self.name(&mut spans, now_seconds).await?;
         Ok(Trace { spans, rounds, cut: found.cut })
+    }
+
+    /// Asks for the rows once more, with their names.
+    async fn name(&self, spans: &mut [Span], now: u32) -> Result<(), Error> {
+        let rows: Vec<&Row> = spans.iter().map(|span| &span.row).collect();
+        let mut named = Found::default();
+        self.look_up(keys::named(&rows), now, &mut named, |_| true).await?;
+        let mut named: HashMap<RowId, Row> = named.rows.into_iter().map(|row| (row.id(), row)).collect();
+        for span in spans {
+            span.row = named.remove(&span.row.id()).unwrap_or_else(|| std::mem::take(&mut span.row));
+        }
+        Ok(())
     }
 
     async fn look_up(

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use metaflow_schema::enums::ObservationPoint;
 
-use super::row::{COLUMNS, Row};
+use super::row::{COLUMNS, Row, UNNAMED};
 
 /// Values in one statement: of numbers with twenty digits so many stay far below the longest accepted text.
 const VALUES_MAX: usize = 1_500;
@@ -225,11 +225,32 @@ impl Keys {
     }
 }
 
-/// All columns of rows that ended in a span and for which a condition holds.
-pub(super) fn statement(condition: &str, Span { from, to }: Span) -> String {
+/// Rows without names that ended in a span and for which a condition holds.
+pub(super) fn statement(condition: &str, span: Span) -> String {
+    select(&COLUMNS[..UNNAMED], condition, span)
+}
+
+/// Statements for the same rows with their names.
+pub(super) fn named(rows: &[&Row]) -> Vec<String> {
+    let numbers = |rows: &[&Row], value: fn(&Row) -> u64| {
+        let values: BTreeSet<u64> = rows.iter().map(|row| value(row)).collect();
+        values.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+    };
+    let statement = |rows: &[&Row]| {
+        let (from, to) =
+            (rows.iter().map(|row| row.end_time).min(), rows.iter().map(|row| row.end_time).max());
+        let span = Span { from: from.unwrap_or(0) / 1_000_000, to: to.unwrap_or(0) / 1_000_000 };
+        let starts = numbers(rows, |row| row.start_time);
+        let agents = numbers(rows, |row| u64::from(row.agent_id));
+        select(COLUMNS, &format!("start_time IN ({starts}) AND agent_id IN ({agents})"), span)
+    };
+    rows.chunks(VALUES_MAX).map(statement).collect()
+}
+
+fn select(columns: &[&str], condition: &str, Span { from, to }: Span) -> String {
+    let columns = columns.join(", ");
     format!(
-        "SELECT {} FROM l7_flow_log WHERE time >= {from} AND time <= {to} AND ({condition}) LIMIT {ROWS_MAX}",
-        COLUMNS.join(", ")
+        "SELECT {columns} FROM l7_flow_log WHERE time >= {from} AND time <= {to} AND ({condition}) LIMIT {ROWS_MAX}"
     )
 }
 
@@ -271,7 +292,7 @@ mod tests {
             let Compiled::Select { sql, columns, .. } = compile(statement, &request).unwrap() else {
                 panic!()
             };
-            assert_eq!(columns.len(), COLUMNS.len());
+            assert_eq!(columns.len(), UNNAMED);
             assert!(sql.contains("toDateTime(1700000000"), "{sql}");
         }
         assert!(statements.iter().any(|statement| statement.contains("18446744073709551615")));

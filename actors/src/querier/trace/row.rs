@@ -9,7 +9,7 @@ macro_rules! row {
         #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
         pub struct Row { $( $(#[$meta])* pub $field: $type, )+ }
 
-        /// What a statement must select to get rows.
+        /// What a statement must select to get rows, names last.
         pub(super) const COLUMNS: &[&str] = &[$( $sql, )+];
     };
 }
@@ -56,26 +56,30 @@ row! {
     #[serde(deserialize_with = "text")]
     l7_protocol: String = "Enum(l7_protocol)",
     #[serde(deserialize_with = "text")]
-    request_type: String = "request_type",
-    #[serde(deserialize_with = "text")]
-    request_domain: String = "request_domain",
-    #[serde(deserialize_with = "text")]
     request_resource: String = "request_resource",
     #[serde(deserialize_with = "text")]
-    endpoint: String = "endpoint",
-    #[serde(deserialize_with = "text")]
     response_exception: String = "response_exception",
-    #[serde(deserialize_with = "text")]
+    // Names, which cost more than all the rest: they are asked for once, when the trace is known.
+    #[serde(default, deserialize_with = "text")]
+    request_type: String = "request_type",
+    #[serde(default, deserialize_with = "text")]
+    request_domain: String = "request_domain",
+    #[serde(default, deserialize_with = "text")]
+    endpoint: String = "endpoint",
+    #[serde(default, deserialize_with = "text")]
     auto_service_0: String = "auto_service_0",
-    #[serde(deserialize_with = "text")]
+    #[serde(default, deserialize_with = "text")]
     auto_service_1: String = "auto_service_1",
-    #[serde(deserialize_with = "text")]
+    #[serde(default, deserialize_with = "text")]
     auto_instance_0: String = "auto_instance_0",
-    #[serde(deserialize_with = "text")]
+    #[serde(default, deserialize_with = "text")]
     auto_instance_1: String = "auto_instance_1",
-    #[serde(deserialize_with = "text")]
+    #[serde(default, deserialize_with = "text")]
     agent: String = "agent",
 }
+
+/// Columns before the names.
+pub(super) const UNNAMED: usize = COLUMNS.len() - 8;
 
 /// A name that is not known is null.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
