@@ -239,7 +239,8 @@ pub(super) fn named(rows: &[&Row]) -> Vec<String> {
     let statement = |rows: &[&Row]| {
         let (from, to) =
             (rows.iter().map(|row| row.end_time).min(), rows.iter().map(|row| row.end_time).max());
-        let span = Span { from: from.unwrap_or(0) / 1_000_000, to: to.unwrap_or(0) / 1_000_000 };
+        // The end of the last row is within a second.
+        let span = Span { from: from.unwrap_or(0) / 1_000_000, to: to.unwrap_or(0) / 1_000_000 + 1 };
         let starts = numbers(rows, |row| row.start_time);
         let agents = numbers(rows, |row| u64::from(row.agent_id));
         select(COLUMNS, &format!("start_time IN ({starts}) AND agent_id IN ({agents})"), span)
