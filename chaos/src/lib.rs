@@ -1,9 +1,18 @@
-//! Faults: kill -9, stopped engines, and the checks of what must hold afterwards.
+//! Faults: kill -9, stopped engines, cut networks, and the checks of what must hold afterwards.
+//!
+//! `run` is a whole run of a random schedule (`plan`): a cluster of processes in namespaces of its own (`network`, `world`), what goes
+//! wrong in it, and what must hold all the while and at the end (`checks`). `./dev chaos` runs many. The other tests have one fault each.
 //!
 //! The schedule of every test comes from a printed seed (`METAFLOW_SEED` sets it), so that a failure can be run again. Leaves out how
 //! processes start and talk, which is `metaflow-cluster-tests`.
 
+pub mod agent;
+pub mod checks;
 pub mod disk;
+pub mod network;
+pub mod plan;
+pub mod run;
+pub mod world;
 
 use std::{
     collections::BTreeMap,
@@ -27,7 +36,17 @@ impl Schedule {
     pub fn new(default: u64) -> Self {
         let seed = std::env::var("METAFLOW_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(default);
         eprintln!("seed {seed}: METAFLOW_SEED={seed} runs this schedule again");
+        Self::of(seed)
+    }
+
+    /// That of a seed, and no other.
+    pub fn of(seed: u64) -> Self {
         Self { state: seed }
+    }
+
+    /// One of so many.
+    pub fn index(&mut self, count: usize) -> usize {
+        usize::try_from(self.between(0..count as u64)).unwrap_or(0)
     }
 
     /// A number in `range`.

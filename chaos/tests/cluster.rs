@@ -4,77 +4,23 @@
 use std::{
     path::Path,
     process::Output,
-    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, ensure};
-use metaflow_agent::{
-    config::Config,
-    control::Control,
-    facts::Snapshot,
-    sender::{self, Sender, SharedSpool},
-    spool::{self, Spool},
-};
-use metaflow_chaos::{now_seconds, stored_batches};
+use metaflow_agent::sender;
+use metaflow_chaos::{agent::Agent, stored_batches};
 use metaflow_cluster_tests::{
     Value,
-    ledger::request_batch,
     process::{Node, binary, free_port},
     server::StoreServer,
     wait_for,
 };
-use metaflow_wire::{Hello, PROTOCOL_VERSION};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 /// Far more than anything here takes; other builds may have the machine's cores.
 const PATIENCE: Duration = Duration::from_secs(60);
 const AGENTS: u32 = 24;
 const ROWS: u32 = 10;
-
-/// An agent without capture: its sender and its spool.
-struct Agent {
-    spool: SharedSpool,
-    state: Arc<sender::State>,
-    stop: CancellationToken,
-    _facts: watch::Sender<Arc<Snapshot>>,
-    batches: u32,
-}
-
-impl Agent {
-    fn start(folder: &Path, number: u32, server: String) -> Result<Self> {
-        let config = spool::Config::new(folder.join(format!("agent-{number}")), 64 << 20);
-        let spool = SharedSpool::new(Spool::open(config, 1)?.0);
-        let (facts, snapshots) = watch::channel(Arc::new(Snapshot::default()));
-        let data_dir = folder.join(format!("control-{number}"));
-        let control = Control::open(Config { data_dir, ..Config::default() });
-        let name = format!("agent-{number}");
-        let hello = Hello {
-            protocol_version: PROTOCOL_VERSION,
-            machine_id: name.clone(),
-            hostname: name,
-            ..Hello::default()
-        };
-        let config = sender::Config::new(vec![server]);
-        let sender = Sender::new(config, hello, spool.clone(), snapshots, control, Arc::default());
-        let (state, stop) = (sender.state(), CancellationToken::new());
-        tokio::spawn(sender.run(stop.clone()));
-        Ok(Self { spool, state, stop, _facts: facts, batches: 0 })
-    }
-
-    fn is_connected(&self) -> bool {
-        self.state.connected.load(std::sync::atomic::Ordering::Relaxed)
-    }
-
-    fn append(&mut self) -> Result<()> {
-        // The spool gives agent and number.
-        let batch = request_batch(0, u64::from(self.batches), ROWS, now_seconds());
-        ensure!(self.spool.lock().append(batch, 1).is_some(), "the spool takes no batch");
-        self.batches += 1;
-        Ok(self.spool.flush()?)
-    }
-}
 
 struct Cluster {
     nodes: Vec<Node>,
@@ -130,7 +76,7 @@ impl Cluster {
     }
 
     fn append(&mut self) -> Result<()> {
-        self.agents.iter_mut().try_for_each(Agent::append)
+        self.agents.iter_mut().try_for_each(|agent| agent.append(ROWS, "shop.example"))
     }
 
     /// `metaflow ctl` of a node.
@@ -176,7 +122,8 @@ async fn a_cluster_forms_grows_is_drained_and_loses_nodes_while_its_agents_are_s
     form(&mut cluster).await?;
     let server = cluster.nodes[0].grpc_address();
     for number in 0..AGENTS {
-        cluster.agents.push(Agent::start(folder.path(), number, server.clone())?);
+        let config = sender::Config::new(vec![server.clone()]);
+        cluster.agents.push(Agent::start(folder.path(), number, config)?);
     }
     cluster.append()?;
     cluster.wait_until_served_by(&[0, 1, 2]).await?;
@@ -188,17 +135,16 @@ async fn a_cluster_forms_grows_is_drained_and_loses_nodes_while_its_agents_are_s
     end_by_signal(&mut cluster).await?;
 
     wait_for("every batch to be committed", PATIENCE, async || {
-        let left = cluster.agents.iter().filter(|agent| !agent.spool.lock().is_empty()).count();
+        let left = cluster.agents.iter().filter(|agent| !agent.is_done()).count();
         ensure!(left == 0, "{left} spools are not empty");
         anyhow::Ok(())
     })
     .await?;
-    for (number, agent) in cluster.agents.iter().enumerate() {
-        let name = format!("agent-{number}");
-        let stored = stored_batches(&cluster.nodes[0], "flow_log", "l7_flow_log", &name).await?;
+    for agent in &cluster.agents {
+        let name = &agent.name;
+        let stored = stored_batches(&cluster.nodes[0], "flow_log", "l7_flow_log", name).await?;
         let whole = stored.values().all(|rows| *rows == u64::from(ROWS));
         ensure!(stored.len() == agent.batches as usize && whole, "{name}: {stored:?}");
-        agent.stop.cancel();
     }
     cluster.nodes[0].terminate().await
 }

@@ -66,6 +66,11 @@ impl LedgerAgent {
         }
     }
 
+    /// What nodes and rows call it.
+    pub fn machine_id(&self) -> &str {
+        &self.machine_id
+    }
+
     /// Says that it speaks another version, as an agent of another release does.
     pub fn speak_version(&mut self, version: u32) {
         self.protocol_version = version;
@@ -179,15 +184,33 @@ impl LedgerAgent {
 
 /// A batch of requests as a busy host sees them: 200 clients, 20 services, 50 endpoints, differing targets and delays.
 pub fn request_batch(agent_id: u32, seq: u64, rows: u32, second: u64) -> Batch {
+    request_batch_of(agent_id, seq, rows, second, "shop.example")
+}
+
+/// The domain that each row of such a batch asks for.
+pub fn domains(seq: u64, rows: u32, shop: &str) -> impl Iterator<Item = String> {
+    (0..u64::from(rows)).map(move |row| domain(pick(seq, row, 2, 20), shop))
+}
+
+fn domain(service: u64, shop: &str) -> String {
+    format!("service-{service}.{shop}")
+}
+
+fn pick(seq: u64, row: u64, salt: u64, among: u64) -> u64 {
+    mix(seq ^ row << 20 ^ salt << 56) % among
+}
+
+/// The same, of services with names of their own.
+pub fn request_batch_of(agent_id: u32, seq: u64, rows: u32, second: u64, shop: &str) -> Batch {
     let start = second * 1_000_000;
     let each = |value: &dyn Fn(u64) -> u64| (0..u64::from(rows)).map(value).collect::<Vec<u64>>();
     let small =
         |value: &dyn Fn(u64) -> u64| each(value).into_iter().map(|value| value as u32).collect::<Vec<u32>>();
     let all = |value: u32| vec![value; rows as usize];
-    let pick = |row: u64, salt: u64, among: u64| mix(seq ^ row << 20 ^ salt << 56) % among;
+    let pick = |row: u64, salt: u64, among: u64| pick(seq, row, salt, among);
     let mut strings = vec![String::new(), "1.1".to_owned(), "GET".to_owned(), "POST".to_owned()];
     let hosts = strings.len() as u64;
-    strings.extend((0..20).map(|host| format!("service-{host}.shop.example")));
+    strings.extend((0..20).map(|service| domain(service, shop)));
     let endpoints = strings.len() as u64;
     strings.extend((0..50).map(|path| format!("/api/v1/resource-{path}/{{}}")));
     let targets = strings.len() as u64;

@@ -1,9 +1,10 @@
 //! Nodes and agents as processes.
 
 use std::{
+    ffi::OsStr,
     net::TcpListener,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{ExitStatus, Stdio},
     time::Duration,
 };
 
@@ -31,9 +32,43 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("a bound listener has an address").port()
 }
 
+/// Where a process runs: beside the test, or elsewhere on this machine.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// Where others reach it.
+    pub host: String,
+    /// The command that goes there and becomes what follows.
+    pub enter: Vec<String>,
+    /// Variables of its environment.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self { host: "127.0.0.1".to_owned(), enter: vec![], environment: vec![] }
+    }
+}
+
+impl Place {
+    /// A program that will run there.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        let mut command = match self.enter.split_first() {
+            None => Command::new(program),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+        };
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        command
+    }
+}
+
 /// A node in a folder of its own.
 pub struct Node {
     folder: PathBuf,
+    place: Place,
     http_port: u16,
     grpc_port: u16,
     child: Option<Child>,
@@ -62,15 +97,21 @@ impl Node {
 
     /// One of several, by its `node_id`.
     pub fn configure_member(folder: &Path, node_id: u16, configuration: &str) -> Result<Self> {
+        Self::configure_in(folder, node_id, Place::default(), configuration)
+    }
+
+    /// One that runs somewhere else, where plain text is allowed.
+    pub fn configure_in(folder: &Path, node_id: u16, place: Place, configuration: &str) -> Result<Self> {
         std::fs::create_dir_all(folder)?;
         let (http_port, grpc_port) = (free_port(), free_port());
+        let (host, insecure) = (&place.host, !place.enter.is_empty());
         let text = format!(
-            "node_id = {node_id}\ndata_dir = \"{}\"\n[http]\nlisten = \"127.0.0.1:{http_port}\"\n[grpc]\nlisten = \"127.0.0.1:{grpc_port}\"\n{configuration}\n",
+            "node_id = {node_id}\ndata_dir = \"{}\"\ninsecure = {insecure}\n[http]\nlisten = \"{host}:{http_port}\"\n[grpc]\nlisten = \"{host}:{grpc_port}\"\n{configuration}\n",
             folder.join("data").display()
         );
         std::fs::write(folder.join("node.toml"), text)?;
         let http = reqwest::Client::builder().timeout(Duration::from_secs(30)).no_proxy().build()?;
-        Ok(Self { folder: folder.to_owned(), http_port, grpc_port, child: None, http, program: None })
+        Ok(Self { folder: folder.to_owned(), place, http_port, grpc_port, child: None, http, program: None })
     }
 
     /// Runs another program from the next start on: that of another release.
@@ -89,7 +130,9 @@ impl Node {
         ensure!(self.child.is_none(), "the node runs already");
         let log = std::fs::File::options().create(true).append(true).open(self.log())?;
         let program = self.program.clone().unwrap_or_else(|| binary("metaflow"));
-        let child = Command::new(program)
+        let child = self
+            .place
+            .command(program)
             .args(["node", "--config"])
             .arg(self.folder.join("node.toml"))
             .stdin(Stdio::null())
@@ -103,7 +146,7 @@ impl Node {
 
     /// Waits until a spawned node is ready.
     pub async fn ready(&mut self) -> Result<()> {
-        let url = format!("http://127.0.0.1:{}/health/ready", self.http_port);
+        let url = format!("{}/health/ready", self.http_url());
         let (http, log, child) = (self.http.clone(), self.log(), &mut self.child);
         wait_for("the node to be ready", START_DEADLINE, async || {
             if let Some(status) = child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
@@ -127,6 +170,21 @@ impl Node {
     pub async fn terminate(&mut self) -> Result<()> {
         signal(self.child.as_ref().context("the node does not run")?, Signal::TERM)?;
         self.ended().await
+    }
+
+    /// How it has ended by itself, if it has: then it can be started again.
+    pub fn take_end(&mut self) -> Result<Option<ExitStatus>> {
+        let Some(child) = &mut self.child else { return Ok(None) };
+        let ended = child.try_wait()?;
+        if ended.is_some() {
+            self.child = None;
+        }
+        Ok(ended)
+    }
+
+    /// Sends the node's own process a signal.
+    pub fn signal(&self, name: Signal) -> Result<()> {
+        signal(self.child.as_ref().context("the node does not run")?, name)
     }
 
     /// Waits until it has ended by itself; the exit code must be 0.
@@ -180,7 +238,7 @@ impl Node {
 
     /// Where agents connect, as `host:port`.
     pub fn grpc_address(&self) -> String {
-        format!("127.0.0.1:{}", self.grpc_port)
+        format!("{}:{}", self.place.host, self.grpc_port)
     }
 
     /// Where agents connect, as URL.
@@ -189,7 +247,7 @@ impl Node {
     }
 
     pub fn http_url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.http_port)
+        format!("http://{}:{}", self.place.host, self.http_port)
     }
 
     /// Status and body of an SQL answer.

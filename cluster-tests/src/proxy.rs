@@ -4,7 +4,10 @@
 //! the head of a request, and that says what is inserted.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -47,18 +50,26 @@ struct Shared {
     /// What stands in the head of an insert that can be held.
     table: String,
     stage: watch::Sender<Stage>,
+    /// Answers of inserts that never arrive: the connection ends instead.
+    cuts: AtomicU32,
     trouble: Mutex<Option<String>>,
 }
 
 impl Proxy {
     /// Listens, and passes everything on to the store at `target`; inserts into `table` can be held.
     pub async fn start(target: &str, table: &str) -> Result<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.context("failed to listen")?;
+        Self::start_on("127.0.0.1:0", target, table).await
+    }
+
+    /// The same, on an address of the caller's.
+    pub async fn start_on(address: &str, target: &str, table: &str) -> Result<Self> {
+        let listener = TcpListener::bind(address).await.context("failed to listen")?;
         let url = format!("http://{}", listener.local_addr()?);
         let shared = Arc::new(Shared {
             target: target.to_owned(),
             table: table.to_owned(),
             stage: watch::channel(Stage::Pass).0,
+            cuts: AtomicU32::new(0),
             trouble: Mutex::default(),
         });
         let serving = Arc::clone(&shared);
@@ -87,6 +98,11 @@ impl Proxy {
         Ok(())
     }
 
+    /// Cuts the connection of so many inserts after the store has done them, before its answer arrives.
+    pub fn cut_answers(&self, inserts: u32) {
+        self.shared.cuts.store(inserts, Ordering::Relaxed);
+    }
+
     /// What was held goes on, where both ends still want it.
     pub fn release(&self) {
         self.shared.stage.send_replace(Stage::Pass);
@@ -106,6 +122,11 @@ impl Shared {
             _ => false,
         });
         taken
+    }
+
+    fn cuts(&self) -> bool {
+        let less = |cuts: u32| cuts.checked_sub(1);
+        self.cuts.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
     }
 
     async fn released(&self) {
@@ -138,6 +159,9 @@ async fn serve(mut client: TcpStream, shared: Arc<Shared>) {
             read = server.read(&mut down) => match read {
                 Ok(length) if length > 0 => {
                     is_head = true;
+                    if is_insert && shared.cuts() {
+                        return;
+                    }
                     if is_insert && shared.take(|hold| hold == Hold::Answer).is_some() {
                         shared.released().await;
                     }

@@ -7,10 +7,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use tokio::process::{Child, Command};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::Child;
 
 use crate::{
-    process::{binary, free_port, tail},
+    process::{Place, binary, free_port, tail},
     wait_for,
 };
 
@@ -21,6 +22,9 @@ const PASSWORD: &str = "pass & <word>";
 /// A server in a folder of its own; it ends with the test.
 pub struct StoreServer {
     folder: PathBuf,
+    place: Place,
+    /// Where the test reaches it, as `host:port`.
+    reached_at: String,
     http_port: u16,
     tcp_port: u16,
     child: Option<Child>,
@@ -29,12 +33,19 @@ pub struct StoreServer {
 impl StoreServer {
     /// A server that is not started yet. Its configuration is an operator's own: MetaFlow knows an address and a user, no more.
     pub fn configure(folder: &Path) -> Result<Self> {
+        let mut server = Self::configure_in(folder, Place::default(), String::new())?;
+        server.reached_at = server.address();
+        Ok(server)
+    }
+
+    /// One that runs somewhere else: it listens on that place's loopback alone, so the test reaches it through something.
+    pub fn configure_in(folder: &Path, place: Place, reached_at: String) -> Result<Self> {
         std::fs::create_dir_all(folder.join("data"))?;
         let folder = folder.canonicalize()?;
         std::fs::write(folder.join("config.xml"), server_configuration(&folder))?;
         std::fs::write(folder.join("users.xml"), users())?;
         std::fs::write(folder.join("password"), format!("{PASSWORD}\n"))?;
-        Ok(Self { folder, http_port: free_port(), tcp_port: free_port(), child: None })
+        Ok(Self { folder, place, reached_at, http_port: free_port(), tcp_port: free_port(), child: None })
     }
 
     /// The lines of a node's configuration that point at this server.
@@ -57,10 +68,18 @@ impl StoreServer {
 
     /// Starts it (again) on the same folder and ports, and waits until it answers.
     pub async fn start(&mut self) -> Result<()> {
+        self.spawn()?;
+        self.ready().await
+    }
+
+    /// Starts the process without waiting for it.
+    pub fn spawn(&mut self) -> Result<()> {
         ensure!(self.child.is_none(), "the server runs already");
         let library = library()?;
         let log = std::fs::File::options().create(true).append(true).open(self.folder.join("server.log"))?;
-        let child = Command::new(binary("metaflow"))
+        let child = self
+            .place
+            .command(binary("metaflow"))
             .arg("store-engine")
             .arg("--library")
             .arg(library)
@@ -74,7 +93,12 @@ impl StoreServer {
             .kill_on_drop(true)
             .spawn()?;
         self.child = Some(child);
-        let url = format!("http://127.0.0.1:{}/ping", self.http_port);
+        Ok(())
+    }
+
+    /// Waits until a spawned server answers.
+    pub async fn ready(&self) -> Result<()> {
+        let url = format!("http://{}/ping", self.reached_at);
         wait_for("the server to answer", START_DEADLINE, async || {
             let answer = reqwest::get(&url).await?;
             ensure!(answer.status().is_success(), "{}", answer.status());
@@ -82,6 +106,13 @@ impl StoreServer {
         })
         .await
         .with_context(|| format!("the server's log ends with:\n{}", tail(&self.folder.join("server.log"))))
+    }
+
+    /// Sends a signal, e.g. to stop it and let it go on.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        let pid =
+            self.child.as_ref().and_then(Child::id).and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
+        kill_process(pid.context("the server does not run")?, signal).context("failed to signal the server")
     }
 
     /// kill -9, and reaps it.
