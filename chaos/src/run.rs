@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Error, Result, ensure};
+use anyhow::{Context as _, Error, Result, bail, ensure};
 use metaflow_agent::sender;
 use metaflow_cluster_tests::{ledger::LedgerAgent, process::Node, wait_for};
 use tokio::{
@@ -147,6 +147,10 @@ async fn suffer(
     let urls = world.nodes.iter().map(Node::grpc_url).collect();
     let leaving = Task::start(|stop| leave(urls, plan.seed, places.agents[0].handle().clone(), stop));
     break_things(world, plan, begins, &watching).await?;
+    if watching.handle.is_finished() {
+        watching.finish().await??;
+        bail!("nobody watches any more");
+    }
     let served_ms = by_kind(plan, &service.finish().await?);
     let gone = leaving.finish().await??;
     world.ready().await.context("after the last fault")?;
