@@ -38,7 +38,7 @@ use basis::{FlowNotes, Place};
 use columns::Builder;
 use logs::Origin;
 use metrics::{ApplicationKey, ApplicationValue, NetworkKey, NetworkValue};
-use once::{Count, Once};
+use once::{Count, Counts, Once};
 use pool::Symbols;
 use rollup::{Interval, Rollup};
 
@@ -148,7 +148,7 @@ impl Emitter {
                 self.counters.own += 1;
                 continue;
             }
-            self.session(&place, &facts, session, Origin::Packets, now);
+            self.session(&place, &facts, &session, Origin::Packets, now);
         }
         for call in output.calls.drain(..) {
             let Call { facts, point, client_pid, server_pid, threads, traces, session } = call;
@@ -157,7 +157,7 @@ impl Emitter {
                 self.counters.own += 1;
                 continue;
             }
-            self.session(&place, &facts, session, Origin::Process { threads, traces }, now);
+            self.session(&place, &facts, &session, Origin::Process { threads, traces }, now);
         }
         for report in output.logs.drain(..) {
             let place = self.notes.place(&report.facts, now, basis);
@@ -176,18 +176,24 @@ impl Emitter {
     }
 
     /// A row of the log, and what it adds to the metrics.
-    fn session(&mut self, place: &Place, facts: &FlowFacts, session: Session, origin: Origin, now: u64) {
+    fn session(&mut self, place: &Place, facts: &FlowFacts, session: &Session, origin: Origin, now: u64) {
         self.counters.sessions += 1;
-        let key = ApplicationKey {
-            place: *place,
-            protocol: session.protocol,
-            domain: self.intern(&session.request_domain),
-            endpoint: self.intern(&session.endpoint),
-        };
-        let value = ApplicationValue::from_session(&session);
-        let count = Count { second: second_of(session.end_time), key, value };
-        if let Some(count) = self.once.admit(place.point, &facts.ends, now, count) {
-            self.application.add(count.second, count.key, &count.value);
+        let value = ApplicationValue::from_session(session);
+        let counts = self.once.look(place.point, &facts.ends, now, value.request > 0);
+        if counts != Counts::Elsewhere {
+            let key = ApplicationKey {
+                place: *place,
+                protocol: session.protocol,
+                domain: self.intern(&session.request_domain),
+                endpoint: self.intern(&session.endpoint),
+            };
+            let count = Count { second: second_of(session.end_time), key, value };
+            match counts {
+                Counts::Perhaps(view) => self.once.wait(view, count),
+                Counts::Here | Counts::Elsewhere => {
+                    self.application.add(count.second, count.key, &count.value)
+                }
+            }
         }
         let truncated = &mut self.counters.truncated;
         logs::push_session(&mut self.request_log, place, facts, session, origin, now, truncated);

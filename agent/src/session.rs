@@ -51,6 +51,9 @@ pub struct Segment<'a> {
     pub gap: bool,
 }
 
+/// A session on its way from hand to hand: it is large, so what moves is a pointer.
+pub type SessionBox = Box<Session>;
+
 /// One finished request: what becomes a row of `l7_flow_log`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Session {

@@ -31,7 +31,7 @@ use self::stream::Origin;
 use self::threads::{Threads, Touch};
 use crate::events::{Data, Event, SocketEnds, Way};
 use crate::flow::FlowFacts;
-use crate::session::{self, Conversation, Session, Transport};
+use crate::session::{self, Conversation, SessionBox, Transport};
 
 /// Flow numbers of sockets have this bit, so that none is a number of the packet path.
 const FLOW_BIT: u64 = 1 << 63;
@@ -70,7 +70,7 @@ pub struct Call {
     /// Of request and response.
     pub threads: [u32; 2],
     pub traces: [u64; 2],
-    pub session: Session,
+    pub session: SessionBox,
 }
 
 /// What the kernel need not do for a socket.
@@ -134,7 +134,7 @@ pub struct Sockets {
     partners: usize,
     trace: u64,
     judgements: Vec<(u64, Judgement)>,
-    sessions: Vec<Session>,
+    sessions: Vec<SessionBox>,
     counters: Counters,
 }
 
@@ -256,10 +256,11 @@ impl Sockets {
         let is_out = data.way == Way::Out;
         let touch = Touch { time, socket: key.socket, is_out, tcp_seq };
         self.threads.at(data.task.thread, time).touch(touch);
-        if self.sockets.get(&key).is_some_and(|known| known.ends != ends) {
+        let known = self.sockets.get(&key).map(|known| known.ends == ends);
+        if known == Some(false) {
             self.end(key, out);
         }
-        if !self.sockets.contains_key(&key) {
+        if known != Some(true) {
             let is_client = self.is_client(&ends, data.way);
             if !self.open(key, ends, is_client, now) {
                 self.counters.excess += 1;

@@ -126,7 +126,7 @@ fn observe(said: &[(Direction, Vec<u8>)], first: usize) -> Vec<Session> {
         }
     }
     conversation.finish(&mut sessions);
-    sessions
+    sessions.into_iter().map(|session| *session).collect()
 }
 
 #[tokio::test]

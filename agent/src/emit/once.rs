@@ -40,7 +40,7 @@ impl Connection {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum View {
+pub(super) enum View {
     /// A response whose request was not seen there: another view has both.
     Half,
     Packets,
@@ -49,9 +49,9 @@ enum View {
 }
 
 impl View {
-    fn new(point: ObservationPoint, count: &Count) -> Self {
+    fn new(point: ObservationPoint, has_request: bool) -> Self {
         match point {
-            _ if count.value.request == 0 => Self::Half,
+            _ if !has_request => Self::Half,
             ObservationPoint::ServerProcess => Self::ServerProcess,
             ObservationPoint::ClientProcess => Self::ClientProcess,
             ObservationPoint::Rest
@@ -60,6 +60,25 @@ impl View {
             | ObservationPoint::Local => Self::Packets,
         }
     }
+}
+
+/// Where a request is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Counts {
+    /// In this view, at once.
+    Here,
+    /// In this view, unless a better one comes.
+    Perhaps(Waits),
+    /// In a better view, which is known already.
+    Elsewhere,
+}
+
+/// A view that waits for a better one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Waits {
+    due: u64,
+    connection: Connection,
+    view: View,
 }
 
 /// What a request adds to an interval.
@@ -72,9 +91,7 @@ pub(super) struct Count {
 
 #[derive(Debug)]
 struct Waiting {
-    due: u64,
-    connection: Connection,
-    view: View,
+    waits: Waits,
     count: Count,
 }
 
@@ -92,37 +109,52 @@ impl Once {
         Self { sees_processes, ..Self::default() }
     }
 
-    /// Gives the count back if it is to be made at once.
-    pub(super) fn admit(
+    /// Takes note of a view. A response whose request was not seen there has no request.
+    pub(super) fn look(
         &mut self,
         point: ObservationPoint,
         ends: &Ends,
         now: u64,
-        count: Count,
-    ) -> Option<Count> {
+        has_request: bool,
+    ) -> Counts {
         if !self.sees_processes {
-            return Some(count);
+            return Counts::Here;
         }
-        let view = View::new(point, &count);
+        let view = View::new(point, has_request);
         let connection = Connection::new(ends);
-        if view > View::Half {
-            let is_known = self.best.contains_key(&connection);
-            if is_known || self.best.len() < CONNECTIONS_MAX {
-                let best = self.best.entry(connection).or_insert((view, now));
-                *best = (best.0.max(view), now);
+        let remembered = self.best.len();
+        match self.best.get_mut(&connection) {
+            Some((best, used)) => {
+                if view > View::Half {
+                    *used = now;
+                }
+                if *best > view {
+                    return Counts::Elsewhere;
+                }
+                *best = view;
             }
+            None if view > View::Half && remembered < CONNECTIONS_MAX => {
+                self.best.insert(connection, (view, now));
+            }
+            None => {}
         }
         if view == View::ServerProcess || self.waiting.len() >= WAITING_MAX {
-            return Some(count);
+            return Counts::Here;
         }
-        self.waiting.push_back(Waiting { due: now.saturating_add(WAIT_US), connection, view, count });
-        None
+        Counts::Perhaps(Waits { due: now.saturating_add(WAIT_US), connection, view })
+    }
+
+    /// Keeps a count until it is due.
+    pub(super) fn wait(&mut self, waits: Waits, count: Count) {
+        self.waiting.push_back(Waiting { waits, count });
     }
 
     /// Counts that have waited long enough and are the best view of their connection.
     pub(super) fn due(&mut self, now: u64, mut each: impl FnMut(Count)) {
-        while let Some(waiting) = self.waiting.front().filter(|waiting| waiting.due <= now) {
-            let is_best = self.best.get(&waiting.connection).is_none_or(|(best, _)| *best <= waiting.view);
+        while let Some(Waits { connection, view, due: _ }) =
+            self.waiting.front().map(|waiting| waiting.waits).filter(|waits| waits.due <= now)
+        {
+            let is_best = self.best.get(&connection).is_none_or(|(best, _)| *best <= view);
             if let Some(waiting) = self.waiting.pop_front().filter(|_| is_best) {
                 each(waiting.count);
             }
@@ -176,15 +208,27 @@ mod tests {
         Count { second: 1, key, value }
     }
 
+    /// A view of a whole request; true when it counts at once.
+    fn admit(once: &mut Once, point: ObservationPoint, ends: &Ends, now: u64) -> bool {
+        match once.look(point, ends, now, true) {
+            Counts::Here => true,
+            Counts::Perhaps(waits) => {
+                once.wait(waits, count(point, ends));
+                false
+            }
+            Counts::Elsewhere => false,
+        }
+    }
+
     #[test]
     fn a_process_that_was_seen_only_to_answer_leaves_the_count_to_those_who_saw_both() {
         let ends = ends("127.0.0.1:40000", "127.0.0.1:53");
         let mut once = Once::new(true);
-        let half =
-            Count { value: ApplicationValue::default(), ..count(ObservationPoint::ServerProcess, &ends) };
-        assert!(once.admit(ObservationPoint::ServerProcess, &ends, 0, half).is_none());
-        let packets = count(ObservationPoint::Local, &ends);
-        assert!(once.admit(ObservationPoint::Local, &ends, 0, packets).is_none());
+        let Counts::Perhaps(half) = once.look(ObservationPoint::ServerProcess, &ends, 0, false) else {
+            panic!()
+        };
+        once.wait(half, count(ObservationPoint::ServerProcess, &ends));
+        assert!(!admit(&mut once, ObservationPoint::Local, &ends, 0));
         let mut counted = Vec::new();
         once.due(WAIT_US, |count| counted.push(count.key.place.point));
         assert_eq!(counted, [ObservationPoint::Local]);
@@ -198,8 +242,7 @@ mod tests {
         let mut now = 1_000_000;
         for point in views {
             now += 50_000;
-            let at_once = once.admit(*point, &ends, now, count(*point, &ends));
-            counted.extend(at_once.map(|count| count.key.place.point));
+            counted.extend(admit(&mut once, *point, &ends, now).then_some(*point));
             once.due(now, |count| counted.push(count.key.place.point));
         }
         once.due(now + WAIT_US, |count| counted.push(count.key.place.point));
@@ -227,14 +270,11 @@ mod tests {
         let mut once = Once::new(true);
         let mut other_way = ends("127.0.0.1:80", "127.0.0.1:40000");
         let served = ObservationPoint::ServerProcess;
-        assert!(
-            once.admit(served, &ends("127.0.0.1:40000", "127.0.0.1:80"), 0, count(served, &other_way))
-                .is_some()
-        );
+        assert!(admit(&mut once, served, &ends("127.0.0.1:40000", "127.0.0.1:80"), 0));
         let mut counted = Vec::new();
         for port in [40_000, 40_001] {
             other_way.server_port = port;
-            once.admit(ObservationPoint::Local, &other_way, 0, count(ObservationPoint::Local, &other_way));
+            assert!(!admit(&mut once, ObservationPoint::Local, &other_way, 0));
         }
         once.due(WAIT_US, |count| counted.push(count.key.place.server_port));
         assert_eq!(counted, [40_001]);
@@ -244,9 +284,7 @@ mod tests {
     fn without_views_of_processes_nothing_waits() {
         let ends = ends("10.0.0.1:40000", "10.0.0.2:80");
         let mut once = Once::new(false);
-        assert!(
-            once.admit(ObservationPoint::Server, &ends, 0, count(ObservationPoint::Server, &ends)).is_some()
-        );
+        assert!(admit(&mut once, ObservationPoint::Server, &ends, 0));
         assert!(once.is_empty());
     }
 }

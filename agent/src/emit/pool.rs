@@ -6,6 +6,8 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 /// Longest text of a key column. Longer ones have no use as a group and would let a client fill memory.
 pub(super) const KEY_TEXT_MAX: usize = 256;
+/// Texts that are found without hashing them: rows that follow one another mostly have the same ones. A power of two.
+const RECENT: usize = 64;
 /// Distinct texts kept for sharing; then sharing starts anew.
 const SYMBOLS_MAX: usize = 65_536;
 
@@ -23,6 +25,8 @@ pub(crate) fn truncate(text: &str, bytes_max: usize) -> &str {
 pub(super) struct Pool {
     strings: Vec<String>,
     string_indexes: FxHashMap<String, u32>,
+    /// Indexes of texts used lately, by [`recent_slot`].
+    recent: [u32; RECENT],
     addresses: Vec<Vec<u8>>,
     address_indexes: FxHashMap<IpAddr, u32>,
     bytes: usize,
@@ -34,6 +38,7 @@ impl Default for Pool {
             // Index 0 is the empty text by contract.
             strings: vec![String::new()],
             string_indexes: FxHashMap::default(),
+            recent: [0; RECENT],
             addresses: Vec::new(),
             address_indexes: FxHashMap::default(),
             bytes: 0,
@@ -48,14 +53,25 @@ impl Pool {
         if cut.is_empty() {
             return 0;
         }
-        if let Some(index) = self.string_indexes.get(cut) {
+        let slot = recent_slot(cut);
+        let recent = self.recent[slot];
+        if self.strings.get(recent as usize).is_some_and(|known| known == cut) {
+            return recent;
+        }
+        let index = self.listed(cut);
+        self.recent[slot] = index;
+        index
+    }
+
+    fn listed(&mut self, text: &str) -> u32 {
+        if let Some(index) = self.string_indexes.get(text) {
             return *index;
         }
         // Batches are cut long before 2^32 texts.
         let index = u32::try_from(self.strings.len()).unwrap_or(0);
-        self.bytes += cut.len() + 4;
-        self.strings.push(cut.to_owned());
-        self.string_indexes.insert(cut.to_owned(), index);
+        self.bytes += text.len() + 4;
+        self.strings.push(text.to_owned());
+        self.string_indexes.insert(text.to_owned(), index);
         index
     }
 
@@ -81,6 +97,13 @@ impl Pool {
     pub(super) fn into_tables(self) -> (Vec<String>, Vec<Vec<u8>>) {
         (self.strings, self.addresses)
     }
+}
+
+/// Tells most texts apart by their length and three of their bytes.
+fn recent_slot(text: &str) -> usize {
+    let byte = |at: usize| text.as_bytes().get(at).map_or(0, |byte| usize::from(*byte));
+    let last = byte(text.len().saturating_sub(1));
+    (text.len() ^ (byte(0) << 1) ^ (byte(text.len() / 2) << 2) ^ (last << 3)) % RECENT
 }
 
 /// Shares equal texts among the keys of intervals.

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     flow::{Activity, Delay, Ends, FlowFacts, Traffic},
-    session::Session,
+    session::{Session, SessionBox},
 };
 
 const BEGIN: u64 = 1_700_000_000_000_000;
@@ -32,8 +32,8 @@ fn facts(flow_id: u64, client: u8, port: u16) -> FlowFacts {
     }
 }
 
-fn session(time: u64, endpoint: &str, status: ResponseStatus, duration: Option<u64>) -> Session {
-    Session {
+fn session(time: u64, endpoint: &str, status: ResponseStatus, duration: Option<u64>) -> SessionBox {
+    Box::new(Session {
         protocol: L7Protocol::Http1,
         l7_type: if duration.is_some() { L7Type::Session } else { L7Type::Request },
         start_time: time.saturating_sub(duration.unwrap_or(0)),
@@ -63,7 +63,7 @@ fn session(time: u64, endpoint: &str, status: ResponseStatus, duration: Option<u
         captured_response_byte: 20,
         req_tcp_seq: 1,
         resp_tcp_seq: 2,
-    }
+    })
 }
 
 fn report(facts: FlowFacts, second: u64, bytes: u64, close_type: CloseType) -> FlowReport {

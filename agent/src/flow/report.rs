@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use metaflow_schema::enums::{CloseType, L7Protocol};
 
-use crate::session::Session;
+use crate::session::SessionBox;
 use crate::sockets::Call;
 
 /// Who talks to whom; `server` is the side that was connected to.
@@ -114,7 +114,7 @@ pub struct Output {
     /// A report for each flow at its end and after each minute in which it did something: feeds `l4_flow_log`.
     pub logs: Vec<FlowReport>,
     /// Finished requests with their flow.
-    pub sessions: Vec<(FlowFacts, Session)>,
+    pub sessions: Vec<(FlowFacts, SessionBox)>,
     /// Finished requests as processes saw them; not of the flow table.
     pub calls: Vec<Call>,
 }

@@ -10,14 +10,14 @@ use super::stream::{Part, Room, Stream};
 use super::{Counters, Output};
 use crate::packet::flags::{ACK, RST, SYN};
 use crate::packet::{Packet, Tcp};
-use crate::session::{self, Conversation, Direction, Segment, Session, Transport};
+use crate::session::{self, Conversation, Direction, Segment, Session, SessionBox, Transport};
 
 /// What flows share to talk.
 pub(super) struct Shared {
     pub(super) config: Arc<session::Config>,
     pub(super) room: Room,
     /// Sessions on their way to the output; empty between packets.
-    pub(super) sessions: Vec<Session>,
+    pub(super) sessions: Vec<SessionBox>,
 }
 
 /// One flow's streams and their conversation.

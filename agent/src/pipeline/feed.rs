@@ -108,7 +108,9 @@ impl Feed {
 
     fn hand_over(&mut self, end: bool) {
         self.handed_over = self.traffic_now;
-        let output = std::mem::take(&mut self.output);
+        // As much room as it took this time: growing anew would move all of it several times.
+        let next = Output { sessions: Vec::with_capacity(self.output.sessions.len()), ..Output::default() };
+        let output = std::mem::replace(&mut self.output, next);
         let piece = Piece { output, traffic_now: self.traffic_now, end };
         let refused = match self.overflow {
             Overflow::Wait => self.queue.send(piece).err().map(|error| (error.0, true)),

@@ -258,8 +258,10 @@ impl Thread {
 
     fn hand_over(&mut self) {
         self.handed_over = Instant::now();
-        let output = std::mem::take(&mut self.output);
-        let calls = output.calls.len();
+        let calls = self.output.calls.len();
+        // As much room as it took this time: growing anew would move all of it several times.
+        let next = Output { calls: Vec::with_capacity(calls), ..Output::default() };
+        let output = std::mem::replace(&mut self.output, next);
         let piece = Piece { output, traffic_now: clock::now(), end: false };
         match self.queue.try_send(piece) {
             Ok(()) => {}

@@ -6,7 +6,7 @@ use metaflow_schema::enums::L7Protocol;
 
 use super::pending::Pending;
 use super::seek::{Found, Seek};
-use super::{Config, Direction, Segment, Session, Transport};
+use super::{Config, Direction, Segment, SessionBox, Transport};
 use crate::protocol::{Context, Message, Parser, Progress, Protocol};
 
 /// What a conversation could not use, since it was last asked.
@@ -87,7 +87,7 @@ impl Conversation {
     }
 
     /// Takes new payload and appends the sessions that it completes.
-    pub fn segment(&mut self, segment: &Segment<'_>, out: &mut Vec<Session>) {
+    pub fn segment(&mut self, segment: &Segment<'_>, out: &mut Vec<SessionBox>) {
         match &mut self.state {
             State::Deaf => {}
             State::Talking(_) => self.talk(segment, out),
@@ -103,14 +103,14 @@ impl Conversation {
     }
 
     /// Appends requests that waited too long by now (microseconds since 1970).
-    pub fn expire(&mut self, now_us: u64, out: &mut Vec<Session>) {
+    pub fn expire(&mut self, now_us: u64, out: &mut Vec<SessionBox>) {
         if let State::Talking(talk) = &mut self.state {
             talk.pending.expire(now_us, out);
         }
     }
 
     /// The flow is over: appends everything that is still open.
-    pub fn finish(&mut self, out: &mut Vec<Session>) {
+    pub fn finish(&mut self, out: &mut Vec<SessionBox>) {
         let ctx = Context { config: &self.config, transport: self.transport, server_port: self.server_port };
         if let State::Talking(talk) = &mut self.state {
             talk.parser.finish(&ctx, &mut talk.messages);
@@ -126,7 +126,7 @@ impl Conversation {
         protocol: &'static Protocol,
         from_client: bool,
         segment: &Segment<'_>,
-        out: &mut Vec<Session>,
+        out: &mut Vec<SessionBox>,
     ) {
         let ctx = Context { config: &self.config, transport: self.transport, server_port: self.server_port };
         let talk = Talk {
@@ -151,7 +151,7 @@ impl Conversation {
         self.talk(segment, out);
     }
 
-    fn talk(&mut self, segment: &Segment<'_>, out: &mut Vec<Session>) {
+    fn talk(&mut self, segment: &Segment<'_>, out: &mut Vec<SessionBox>) {
         let State::Talking(talk) = &mut self.state else { return };
         let direction = if self.reversed { segment.direction.opposite() } else { segment.direction };
         let ctx = Context { config: &self.config, transport: self.transport, server_port: self.server_port };
@@ -191,7 +191,7 @@ impl Talk {
         losses.resynchronisations += std::mem::take(&mut self.pending.losses);
     }
 
-    fn pair(&mut self, out: &mut Vec<Session>) {
+    fn pair(&mut self, out: &mut Vec<SessionBox>) {
         for message in &mut self.messages {
             self.pending.message(message, out);
         }

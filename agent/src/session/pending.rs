@@ -5,7 +5,7 @@ use std::mem::take;
 
 use metaflow_schema::enums::{L7Protocol, L7Type, ResponseStatus};
 
-use super::Session;
+use super::{Session, SessionBox};
 use crate::protocol::{Envelope, Message, Outcome, Pairing, Protocol, Request, Response, ResponseMore};
 
 /// Open requests of one flow; more than servers allow streams or clients pipeline.
@@ -29,7 +29,7 @@ pub(super) struct Pending {
 
 #[derive(Debug)]
 enum Entry {
-    Open(Box<Open>),
+    Open(Open),
     /// Requests that were reported already: they use up so many responses of a protocol that pairs by order.
     Ghosts(u32),
 }
@@ -39,7 +39,7 @@ struct Open {
     id: u64,
     due: u64,
     answered: bool,
-    session: Session,
+    session: SessionBox,
 }
 
 impl Pending {
@@ -57,7 +57,7 @@ impl Pending {
 
     /// Takes a message in and hands out what it completes. The message's texts are taken out of it: moving it as a whole, a few
     /// hundred bytes from place to place, would cost more.
-    pub(super) fn message(&mut self, message: &mut Message, out: &mut Vec<Session>) {
+    pub(super) fn message(&mut self, message: &mut Message, out: &mut Vec<SessionBox>) {
         match message {
             Message::Request(request) => self.request(request, out),
             Message::Response(response) => self.response(response, out),
@@ -69,7 +69,7 @@ impl Pending {
     }
 
     /// Reports requests that waited too long and responses that go on and on.
-    pub(super) fn expire(&mut self, now_us: u64, out: &mut Vec<Session>) {
+    pub(super) fn expire(&mut self, now_us: u64, out: &mut Vec<SessionBox>) {
         if now_us < self.due {
             return;
         }
@@ -94,7 +94,7 @@ impl Pending {
     }
 
     /// Reports everything: no more can be learnt about it.
-    pub(super) fn flush(&mut self, out: &mut Vec<Session>) {
+    pub(super) fn flush(&mut self, out: &mut Vec<SessionBox>) {
         for entry in self.entries.drain(..) {
             if let Entry::Open(open) = entry {
                 out.push(open.close(ResponseStatus::Unknown));
@@ -104,14 +104,14 @@ impl Pending {
     }
 
     /// Reports what cannot be paired for certain after bytes were lost: with ids, nothing.
-    fn lost(&mut self, out: &mut Vec<Session>) {
+    fn lost(&mut self, out: &mut Vec<SessionBox>) {
         self.losses = self.losses.saturating_add(1);
         if self.pairing == Pairing::Order {
             self.flush(out);
         }
     }
 
-    fn request(&mut self, request: &mut Request, out: &mut Vec<Session>) {
+    fn request(&mut self, request: &mut Request, out: &mut Vec<SessionBox>) {
         let (id, one_way) = (request.envelope.id, request.one_way);
         let due = request.envelope.start_time.saturating_add(self.timeout_us);
         let mut session = of_request(self.protocol, request);
@@ -133,7 +133,7 @@ impl Pending {
             return;
         }
         self.due = self.due.min(due);
-        self.entries.push_back(Entry::Open(Box::new(Open { id, due, answered: false, session })));
+        self.entries.push_back(Entry::Open(Open { id, due, answered: false, session }));
     }
 
     /// The conversation goes on in another protocol, whose first stream is the request that is open.
@@ -149,7 +149,7 @@ impl Pending {
         }
     }
 
-    fn failed(&mut self, envelope: &Envelope, outcome: &mut Outcome, out: &mut Vec<Session>) {
+    fn failed(&mut self, envelope: &Envelope, outcome: &mut Outcome, out: &mut Vec<SessionBox>) {
         if let Some((at, open)) = self.find(envelope.id, false) {
             open.session.end_time = open.session.end_time.max(envelope.end_time);
             fail(&mut open.session, outcome);
@@ -157,7 +157,7 @@ impl Pending {
         }
     }
 
-    fn response(&mut self, response: &mut Response, out: &mut Vec<Session>) {
+    fn response(&mut self, response: &mut Response, out: &mut Vec<SessionBox>) {
         if response.one_way {
             out.push(of_response(self.protocol, response));
             return;
@@ -187,7 +187,7 @@ impl Pending {
     fn request_more(&mut self, more: &Envelope) {
         let open = match self.pairing {
             Pairing::Order => match self.entries.back_mut() {
-                Some(Entry::Open(open)) => Some(&mut **open),
+                Some(Entry::Open(open)) => Some(open),
                 _ => None,
             },
             Pairing::Id => self.find(more.id, false).map(|(_, open)| open),
@@ -200,7 +200,7 @@ impl Pending {
         }
     }
 
-    fn response_more(&mut self, more: &mut ResponseMore, out: &mut Vec<Session>) {
+    fn response_more(&mut self, more: &mut ResponseMore, out: &mut Vec<SessionBox>) {
         let ResponseMore { envelope, complete, failure, result, arrived } = more;
         let Some((at, open)) = self.find(envelope.id, true) else { return };
         let session = &mut open.session;
@@ -226,9 +226,7 @@ impl Pending {
         let by_order = self.pairing == Pairing::Order;
         let candidates = if by_order { 1 } else { self.entries.len() };
         (self.entries.iter_mut().enumerate().take(candidates)).find_map(|(at, entry)| match entry {
-            Entry::Open(open) if open.answered == answered && (by_order || open.id == id) => {
-                Some((at, &mut **open))
-            }
+            Entry::Open(open) if open.answered == answered && (by_order || open.id == id) => Some((at, open)),
             _ => None,
         })
     }
@@ -240,7 +238,7 @@ impl Pending {
         }
     }
 
-    fn take(&mut self, at: usize, out: &mut Vec<Session>) {
+    fn take(&mut self, at: usize, out: &mut Vec<SessionBox>) {
         if let Some(Entry::Open(open)) = self.entries.remove(at) {
             out.push(open.session);
         }
@@ -268,7 +266,7 @@ impl Pending {
 
 impl Open {
     /// The session as it is; `status` tells what became of it when no response came.
-    fn close(self, status: ResponseStatus) -> Session {
+    fn close(self, status: ResponseStatus) -> SessionBox {
         let mut session = self.session;
         if !self.answered {
             session.status = status;
@@ -277,7 +275,7 @@ impl Open {
     }
 }
 
-fn of_request(protocol: L7Protocol, request: &mut Request) -> Session {
+fn of_request(protocol: L7Protocol, request: &mut Request) -> SessionBox {
     let Request {
         envelope,
         protocol: own,
@@ -294,7 +292,7 @@ fn of_request(protocol: L7Protocol, request: &mut Request) -> Session {
         proxy_client,
         one_way: _,
     } = request;
-    Session {
+    Box::new(Session {
         protocol: own.unwrap_or(protocol),
         l7_type: L7Type::Request,
         start_time: envelope.start_time,
@@ -324,11 +322,11 @@ fn of_request(protocol: L7Protocol, request: &mut Request) -> Session {
         captured_response_byte: 0,
         req_tcp_seq: envelope.tcp_seq,
         resp_tcp_seq: 0,
-    }
+    })
 }
 
 /// A response whose request was not seen.
-fn of_response(protocol: L7Protocol, response: &mut Response) -> Session {
+fn of_response(protocol: L7Protocol, response: &mut Response) -> SessionBox {
     let mut session = of_request(protocol, &mut Request::default());
     session.start_time = response.envelope.start_time;
     answer(&mut session, response);

@@ -6,7 +6,7 @@ use super::stream::{Origin, Stream};
 use super::{Call, Moment};
 use crate::events::{SocketEnds, Way};
 use crate::flow::{Ends, FlowFacts};
-use crate::session::{Conversation, Direction, Segment, Session, Transport};
+use crate::session::{Conversation, Direction, Segment, SessionBox, Transport};
 
 /// Of one process's end of a connection.
 pub(super) struct Socket {
@@ -79,7 +79,7 @@ impl Socket {
     }
 
     /// Hands bytes to the conversation.
-    pub(super) fn feed(&mut self, part: Part<'_>, origin: Origin, sessions: &mut Vec<Session>) {
+    pub(super) fn feed(&mut self, part: Part<'_>, origin: Origin, sessions: &mut Vec<SessionBox>) {
         let Part { way, time_us, payload, length, is_gap, is_turn } = part;
         let counts = !self.is_tls && self.ends.transport == Transport::Tcp;
         let tcp_seq = self.stream(way).push(length, origin, counts, is_turn);
@@ -93,7 +93,7 @@ impl Socket {
     }
 
     /// A session with where it was seen.
-    pub(super) fn call(&self, mut session: Session, peer_pid: u32) -> Call {
+    pub(super) fn call(&self, mut session: SessionBox, peer_pid: u32) -> Call {
         let is_client = self.is_client_now();
         let (requests, responses) =
             if is_client { (&self.sent, &self.received) } else { (&self.received, &self.sent) };

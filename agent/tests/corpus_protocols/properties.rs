@@ -161,7 +161,7 @@ fn speak(transport: Transport, port: u16, turns: &[Turn], cutter: &Cutter<'_>) -
     }
     conversation.expire(u64::MAX, &mut sessions);
     conversation.finish(&mut sessions);
-    (sessions, conversation.take_losses())
+    (sessions.into_iter().map(|session| *session).collect(), conversation.take_losses())
 }
 
 /// No more sessions than messages can be in so many bytes, and none with much text.

@@ -113,7 +113,7 @@ pub(crate) fn replay(capture: &str, config: Config) -> Vec<Session> {
         assert!(!conversation.reversed(), "{capture}");
     }
     sessions.sort_by_key(|session| session.start_time);
-    sessions
+    sessions.into_iter().map(|session| *session).collect()
 }
 
 pub(crate) fn expected_lines(name: &str) -> Vec<String> {

@@ -12,7 +12,7 @@ fn session(request: &str, response: &str) -> Session {
     let mut talker = Talker::tcp(80);
     talker.client(1, request).server(2, response).finish();
     assert_eq!(talker.sessions.len(), 1, "{:?}", talker.sessions);
-    talker.sessions.remove(0)
+    *talker.sessions.remove(0)
 }
 
 #[test]

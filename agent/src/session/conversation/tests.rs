@@ -3,11 +3,12 @@
 use metaflow_schema::enums::{L7Type, ResponseStatus};
 
 use super::*;
+use crate::session::Session;
 
 /// A conversation that is fed by hand; sequence numbers follow from what was said.
 pub(crate) struct Talker {
     pub(crate) conversation: Conversation,
-    pub(crate) sessions: Vec<Session>,
+    pub(crate) sessions: Vec<SessionBox>,
     next_seq: [u32; 2],
 }
 
@@ -68,8 +69,8 @@ impl Talker {
 
     /// `type resource kind status code duration` of every session so far.
     pub(crate) fn summary(&self) -> Vec<String> {
-        let line = |session: &Session| {
-            let Session { request_type, request_resource, l7_type, status, response_code, .. } = session;
+        let line = |session: &SessionBox| {
+            let Session { request_type, request_resource, l7_type, status, response_code, .. } = &**session;
             let duration =
                 session.response_duration.map_or_else(|| "-".to_owned(), |value| value.to_string());
             format!("{request_type} {request_resource} {l7_type:?} {status:?} {response_code} {duration}")
