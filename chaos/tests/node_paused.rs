@@ -21,8 +21,9 @@ use metaflow_cluster_tests::{
 use rustix::process::{Signal, kill_process};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const BATCHES: u32 = 400;
-const ROWS_A_BATCH: u32 = 100;
+const BATCHES: u32 = 200;
+/// So many that an insert is large enough to be held in its middle.
+const ROWS_A_BATCH: u32 = 1_000;
 
 async fn log_is_empty(node: &Node) -> Result<()> {
     wait_for("the log to be empty", PATIENCE, async || {

@@ -1,10 +1,16 @@
-//! The store as a server of its own: it may come later than the node, and go at any moment.
+//! The store as a server of its own: it may come later than the node, and go at any moment, even between an insert and its answer.
 
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use metaflow_chaos::{check_ledger, now_seconds, stored_batches};
-use metaflow_cluster_tests::{ledger::LedgerAgent, process::Node, server::StoreServer, wait_for};
+use metaflow_cluster_tests::{
+    ledger::LedgerAgent,
+    process::Node,
+    proxy::{Hold, Proxy},
+    server::StoreServer,
+    wait_for,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const KILLS: u32 = 3;
@@ -15,7 +21,9 @@ const ROWS_A_BATCH: u32 = 200;
 async fn a_server_that_comes_late_and_is_killed_costs_no_row_and_doubles_none() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let mut server = StoreServer::configure(&folder.path().join("server"))?;
-    let mut node = Node::configure(&folder.path().join("node"), &server.node_configuration())?;
+    let proxy = Proxy::start(&server.address(), "l7_flow_log").await?;
+    let mut node =
+        Node::configure(&folder.path().join("node"), &server.node_configuration_through(proxy.url()))?;
     node.spawn()?;
     wait_for("the node to say what it waits for", PATIENCE, async || {
         let (status, text) = node.health().await?;
@@ -43,7 +51,9 @@ async fn a_server_that_comes_late_and_is_killed_costs_no_row_and_doubles_none() 
             Ok(())
         })
         .await?;
+        proxy.hold(Hold::Answer, PATIENCE).await?;
         server.kill().await?;
+        proxy.release();
         ensure!(!sending.is_finished(), "kill {kill} came too late");
         let (status, answer) = node.ask("flow_log", "SELECT Count(row) FROM l7_flow_log").await?;
         let reason = answer["DESCRIPTION"].as_str().unwrap_or_default();

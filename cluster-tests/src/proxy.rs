@@ -21,13 +21,16 @@ use tokio::{
 /// What becomes of an insert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hold {
-    /// The store has done it and its answer is kept back.
+    /// The store has done it and its answer is lost.
     Answer,
     /// The store does not hear of it.
     All,
-    /// The store has its head and waits for the rest.
+    /// The store has begun with it and waits for the rest.
     Rest,
 }
+
+/// A store begins with an insert when it has so much of it: ClickHouse reads 256 KiB, in which the statement could still go on.
+const BEGUN_BYTES: usize = 512 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -103,7 +106,7 @@ impl Proxy {
         self.shared.cuts.store(inserts, Ordering::Relaxed);
     }
 
-    /// What was held goes on, where both ends still want it.
+    /// An insert that was held goes on, where both ends still want it; an answer is never given.
     pub fn release(&self) {
         self.shared.stage.send_replace(Stage::Pass);
     }
@@ -145,14 +148,25 @@ async fn serve(mut client: TcpStream, shared: Arc<Shared>) {
     };
     let (mut up, mut down) = ([0; 65_536], [0; 65_536]);
     let (mut is_head, mut is_insert) = (true, false);
+    let mut passed = 0;
     loop {
         tokio::select! {
             read = client.read(&mut up) => match read {
                 Ok(length) if length > 0 => {
-                    if pass_up(&up[..length], is_head, &mut is_insert, &mut server, &shared).await.is_err() {
-                        return;
+                    if is_head {
+                        let head = String::from_utf8_lossy(&up[..length]);
+                        is_insert = head.contains("INSERT") && head.contains(&shared.table);
+                        passed = 0;
+                        is_head = false;
                     }
-                    is_head = false;
+                    if is_insert {
+                        let held = |hold| hold == Hold::All || hold == Hold::Rest && passed >= BEGUN_BYTES;
+                        if shared.take(held).is_some() {
+                            shared.released().await;
+                        }
+                    }
+                    passed += length;
+                    if server.write_all(&up[..length]).await.is_err() { return }
                 }
                 _ => return,
             },
@@ -164,6 +178,7 @@ async fn serve(mut client: TcpStream, shared: Arc<Shared>) {
                     }
                     if is_insert && shared.take(|hold| hold == Hold::Answer).is_some() {
                         shared.released().await;
+                        return;
                     }
                     if client.write_all(&down[..length]).await.is_err() { return }
                 }
@@ -171,30 +186,4 @@ async fn serve(mut client: TcpStream, shared: Arc<Shared>) {
             },
         }
     }
-}
-
-async fn pass_up(
-    bytes: &[u8],
-    is_head: bool,
-    is_insert: &mut bool,
-    server: &mut TcpStream,
-    shared: &Shared,
-) -> std::io::Result<()> {
-    if !is_head {
-        return server.write_all(bytes).await;
-    }
-    let end = bytes.windows(4).position(|part| part == b"\r\n\r\n").map_or(bytes.len(), |at| at + 4);
-    let (head, rest) = bytes.split_at(end);
-    let text = String::from_utf8_lossy(head);
-    *is_insert = text.contains("INSERT") && text.contains(&shared.table);
-    match is_insert.then(|| shared.take(|hold| hold != Hold::Answer)).flatten() {
-        None | Some(Hold::Answer) => {}
-        Some(Hold::All) => shared.released().await,
-        Some(Hold::Rest) => {
-            server.write_all(head).await?;
-            shared.released().await;
-            return server.write_all(rest).await;
-        }
-    }
-    server.write_all(bytes).await
 }
