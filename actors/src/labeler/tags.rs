@@ -50,7 +50,7 @@ pub(super) fn find(snapshot: &Snapshot, agent_id: u32, end: &End) -> TagRow {
     let plain = TagRow { ip: end.ip, ..TagRow::default() };
     if subnet_id.is_some() || is_private(&end.ip) {
         return TagRow {
-            l3_epc_id: vpc_id.cast_signed(),
+            l3_epc_id: vpc_id,
             vpc_id,
             subnet_id: subnet_id.unwrap_or(0),
             auto_instance_type: Kind::Ip as u8,
@@ -73,7 +73,7 @@ fn host_tags(end: &End, view: &AgentView) -> TagRow {
     TagRow {
         ip: end.ip,
         host_id,
-        l3_epc_id: vpc_id.cast_signed(),
+        l3_epc_id: vpc_id,
         vpc_id,
         l2_vpc_id: vpc_id,
         subnet_id: view.subnet(&end.ip).unwrap_or(0),

@@ -177,8 +177,8 @@ fn describe(numbers: &Numbers, tags: &Tags) -> String {
         format!("{}:{}", kind.name(), numbers.name(kind, id))
     };
     let vpc = match tags.l3_epc_id[0] {
-        -2 => "internet".to_owned(),
-        vpc => numbers.name(Kind::Vpc, vpc.cast_unsigned()),
+        metaflow_schema::tags::INTERNET_EPC => "internet".to_owned(),
+        vpc => numbers.name(Kind::Vpc, vpc),
     };
     format!(
         "{} | {} | {} | {} | {} | {vpc}",

@@ -1,6 +1,7 @@
 //! Brings a store to the catalogue: databases, tables, columns and indexes that came with this release, the dictionary of names.
 //!
-//! Never drops and never changes a column: what differs is reported, because only its owner knows what the data is worth.
+//! Never drops a column, and changes only what an earlier release made and this one knows to hold the same values ([`ddl::is_outdated`]).
+//! What differs else is reported, because only its owner knows what the data is worth.
 
 use std::collections::HashMap;
 
@@ -13,6 +14,8 @@ use super::{Error, client::Client};
 pub struct Migration {
     /// Columns that were added, as `database.table.column`.
     pub added: Vec<String>,
+    /// Columns of an earlier release that have another type now.
+    pub changed: Vec<String>,
     /// Columns whose type is not the catalogue's, in words.
     pub differing: Vec<String>,
 }
@@ -40,20 +43,23 @@ async fn complete(client: &Client, table: &Table, migration: &mut Migration) -> 
         .into_iter()
         .filter_map(|row| <[String; 2]>::try_from(row).ok().map(|[name, kind]| (name, kind)))
         .collect();
-    for column in (table.columns)() {
+    for column in &(table.columns)() {
         let full_name = format!("{database}.{name}.{}", column.name);
         match stored.get(&column.name) {
             None => {
-                let sql = format!(
-                    "ALTER TABLE {database}.`{name}` ADD COLUMN IF NOT EXISTS `{}` {} COMMENT '{}' CODEC({})",
-                    column.name,
-                    column.clickhouse,
-                    column.doc.replace('\'', "\\'"),
-                    column.codec
-                );
+                let declared = ddl::declare_column(column);
+                let sql = format!("ALTER TABLE {database}.`{name}` ADD COLUMN IF NOT EXISTS {declared}");
                 client.execute(&sql, &[]).await?;
                 tracing::info!(column = full_name, "added a column");
                 migration.added.push(full_name);
+            }
+            Some(kind) if ddl::is_outdated(column, kind) => {
+                let declared = ddl::declare_column(column);
+                let sql = format!("ALTER TABLE {database}.`{name}` MODIFY COLUMN {declared}");
+                // Parts are rewritten in the background; until then they are converted when they are read.
+                client.execute(&sql, &[("alter_sync", "0".to_owned())]).await?;
+                tracing::info!(column = full_name, from = kind, to = column.clickhouse, "changed a column");
+                migration.changed.push(full_name);
             }
             Some(kind) if *kind != column.clickhouse.replace('\'', "\"") => {
                 let difference =

@@ -1,8 +1,8 @@
 //! One engine, no faults: every table takes its block, tokens, ledger, migration, users, one start after another.
 
 use bytes::Bytes;
-use metaflow_actors::store::{Error, Guard, Insert, Servers, Store, embedded::Engine};
-use metaflow_schema::{TABLES, tables::NETWORK_1S};
+use metaflow_actors::store::{Error, Guard, Insert, Migration, Servers, Store, embedded::Engine};
+use metaflow_schema::{TABLES, tables::NETWORK_1S, tags::INTERNET_EPC};
 
 use crate::kit::{self, NEW_YEAR};
 
@@ -128,6 +128,35 @@ async fn columns_of_a_newer_release_are_added() {
     let migration = store.migrate().await.unwrap();
     assert_eq!(migration.added, ["flow_metrics.network.1s.packet_tx"]);
     assert_eq!(migration.differing.len(), 1, "{migration:?}");
+    engine.stop().await;
+}
+
+#[tokio::test]
+async fn vpcs_of_an_earlier_release_become_what_they_were_meant_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let (engine, store) = kit::engine(folder.path()).await;
+    let table = "flow_metrics.`network.1s`";
+    store.rows(&format!("ALTER TABLE {table} MODIFY COLUMN l3_epc_id Int32")).await.unwrap();
+    // What the earlier release stored: the first VPC of nodes 511, 512 and 1023, and the internet.
+    let ids = [511_u32, 512, 1_023].map(|node| node << 22 | 1);
+    let signed = [ids[0].cast_signed(), ids[1].cast_signed(), ids[2].cast_signed(), -2];
+    for id in signed {
+        let sql = format!("INSERT INTO {table} (time, l3_epc_id) VALUES ({NEW_YEAR}, {id})");
+        store.rows(&sql).await.unwrap();
+    }
+    let migration = store.migrate().await.unwrap();
+    assert_eq!(migration.changed, ["flow_metrics.network.1s.l3_epc_id"]);
+    assert!(migration.differing.is_empty(), "{migration:?}");
+    let read = async || {
+        let rows = store.rows(&format!("SELECT l3_epc_id FROM {table} ORDER BY l3_epc_id")).await.unwrap();
+        rows.into_iter().map(|row| row[0].parse().unwrap()).collect::<Vec<u32>>()
+    };
+    assert_eq!(read().await, [ids[0], ids[1], INTERNET_EPC.min(ids[2]), INTERNET_EPC.max(ids[2])]);
+    // A node of the earlier release that is not updated yet goes on with its own idea of the column.
+    let late = format!("INSERT INTO {table} (time, l3_epc_id) SELECT {NEW_YEAR}, toInt32({})", signed[1]);
+    store.rows(&late).await.unwrap();
+    assert_eq!(read().await[1..3], [ids[1], ids[1]]);
+    assert_eq!(store.migrate().await.unwrap(), Migration::default(), "once is enough");
     engine.stop().await;
 }
 

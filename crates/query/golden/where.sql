@@ -26,4 +26,4 @@ SELECT count() AS c0 FROM flow_log.`l7_flow_log` WHERE (((response_code >= 400) 
 --> SELECT Count(row) FROM application WHERE 1 = 1 AND (time >= 1699990000 AND time <= 1699990060.5) AND is_internet = 0
 -- Metric Count(row) []
 -- at most 10000 rows
-SELECT count() AS c0 FROM flow_metrics.`application.1m` WHERE (1 AND ((time >= toDateTime(1699990000, 'UTC')) AND (time < toDateTime(1699990061, 'UTC'))) AND (toUInt8((l3_epc_id = -2)) = 0)) LIMIT 10000;
+SELECT count() AS c0 FROM flow_metrics.`application.1m` WHERE (1 AND ((time >= toDateTime(1699990000, 'UTC')) AND (time < toDateTime(1699990061, 'UTC'))) AND (toUInt8((l3_epc_id = 4294967294)) = 0)) LIMIT 10000;

@@ -1,6 +1,9 @@
 //! DDL: the statements that make the store's databases, tables and dictionary.
 
-use crate::tables::{DICTIONARY, Index, Partition, TABLES, Table};
+use crate::{
+    block::Column,
+    tables::{DICTIONARY, Index, Partition, TABLES, Table},
+};
 
 /// Inserts that a table remembers by their `insert_deduplication_token`: at 50 inserts a second a retry may come 200 s late.
 pub const DEDUPLICATION_WINDOW: u32 = 10_000;
@@ -29,6 +32,24 @@ pub fn statements() -> Vec<String> {
     statements
 }
 
+/// Whether a column that has this type in the store was made by an earlier release and is to become what it is now: its values stay.
+///
+/// VPC ids were signed, so those that the upper half of all nodes give came out negative.
+pub fn is_outdated(column: &Column, stored: &str) -> bool {
+    stored == "Int32" && column.clickhouse == "UInt32" && column.name.starts_with("l3_epc_id")
+}
+
+/// A column as `CREATE TABLE` and `ALTER TABLE` have it.
+pub fn declare_column(column: &Column) -> String {
+    format!(
+        "`{}` {} COMMENT '{}' CODEC({})",
+        column.name,
+        column.clickhouse,
+        column.doc.replace('\'', "\\'"),
+        column.codec
+    )
+}
+
 /// An index as `CREATE TABLE` and `ALTER TABLE ... ADD` have it.
 pub fn declare_index(Index { name, column, kind }: &Index) -> String {
     format!("INDEX {name} `{column}` TYPE {kind} GRANULARITY 1")
@@ -36,18 +57,8 @@ pub fn declare_index(Index { name, column, kind }: &Index) -> String {
 
 /// `CREATE TABLE` of one table.
 pub fn create_table(table: &Table) -> String {
-    let mut columns: Vec<_> = (table.columns)()
-        .iter()
-        .map(|column| {
-            format!(
-                "    `{}` {} COMMENT '{}' CODEC({})",
-                column.name,
-                column.clickhouse,
-                column.doc.replace('\'', "\\'"),
-                column.codec,
-            )
-        })
-        .collect();
+    let mut columns: Vec<_> =
+        (table.columns)().iter().map(|column| format!("    {}", declare_column(column))).collect();
     columns.extend(table.indexes.iter().map(|index| format!("    {}", declare_index(index))));
     let engine = if std::ptr::eq(table, &DICTIONARY) { "ReplacingMergeTree" } else { "MergeTree" };
     let partition = match table.partition {

@@ -5,11 +5,12 @@
 use crate::{
     block::block,
     enums::{Kind, TagSource, VALUES_OF_KIND},
-    types::{I32, Ip, U8, U32},
+    types::{Ip, U8, U32},
 };
 
-/// VPC id that means "outside of all known networks", as DeepFlow has it.
-pub const INTERNET_EPC: i32 = -2;
+/// VPC id that means "outside of all known networks": DeepFlow's -2, which earlier releases stored. The last node would have to give out
+/// four million VPCs to come to it.
+pub const INTERNET_EPC: u32 = 2_u32.wrapping_neg();
 
 block! {
     /// Tags of one end.
@@ -25,8 +26,8 @@ block! {
             host_id: U32 Dictionary(Kind::Host);
             /// cloud or virtual machine
             chost_id: U32 Dictionary(Kind::Chost);
-            /// VPC of the address; -2 is the internet
-            l3_epc_id: I32 Plain;
+            /// VPC of the address; 4294967294 is the internet
+            l3_epc_id: U32 Plain;
             /// virtual private cloud
             vpc_id: U32 Dictionary(Kind::Vpc);
             /// subnet
