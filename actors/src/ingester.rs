@@ -37,7 +37,7 @@ use refill::{Handing, Queue};
 pub const COST_MIN: usize = 4096;
 /// Time for the ingester to say what it knows; it never waits for anything itself.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
-/// Until a batch is in the log, its payload lies in memory three times: as it came, as it is written, and in the write.
+/// Until a batch is in the log, its bytes lie in memory three times: as they came, as they are written, and in the write.
 const INTAKE_OF_PAYLOAD_BYTE: usize = 3;
 /// What a batch takes from when it is in the log until it is stored: its places in the ledger and in the queue, and who waits for it.
 const PLACE_BYTES: usize = 256;
@@ -217,9 +217,9 @@ impl Running {
     }
 }
 
-/// Memory that a batch takes until it is in the log.
-pub fn intake(batch: &wire::Batch) -> usize {
-    (batch.payload.len() * INTAKE_OF_PAYLOAD_BYTE).max(COST_MIN)
+/// Memory that a batch takes until it is in the log, by the size of its message.
+pub fn intake(message_bytes: usize) -> usize {
+    (message_bytes * INTAKE_OF_PAYLOAD_BYTE).max(COST_MIN)
 }
 
 /// Memory for the places of so many batches that a previous run left. They found room then; with a smaller budget now, some go without.
@@ -227,12 +227,14 @@ fn places(memory: &Memory, batches: usize) -> Permit {
     memory.intake.try_acquire((batches * PLACE_BYTES).min(memory.intake.capacity())).unwrap_or_default()
 }
 
-/// Memory that a batch takes on its way to the store, at most: itself, its columns, and its rows with tags, twice while they are encoded.
+/// Memory that a batch takes on its way to the store, at most: itself, its columns and what they list, and its rows with tags, twice while
+/// they are encoded.
 pub fn cost(batch: &wire::Batch) -> usize {
     let row_bytes = schema_table(batch.table()).map_or(0, row_bytes);
-    let rows = (batch.rows.min(wire::BATCH_ROWS_MAX)) as usize;
-    let columns = (batch.uncompressed_bytes as usize).min(wire::COLUMNS_BYTES_MAX);
-    (batch.payload.len() + 2 * columns + 2 * rows * row_bytes).max(COST_MIN)
+    let rows = batch.rows.min(wire::BATCH_ROWS_MAX);
+    let columns = batch.uncompressed_bytes.min(wire::COLUMNS_BYTES_MAX as u32);
+    let lists = wire::list_bytes_max(rows, columns);
+    (batch.payload.len() + 2 * columns as usize + lists + 2 * rows as usize * row_bytes).max(COST_MIN)
 }
 
 fn schema_table(table: wire::Table) -> Option<&'static SchemaTable> {

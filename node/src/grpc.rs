@@ -1,9 +1,10 @@
 //! The gRPC server: agents say who they are (`Sync`) and send rows (`Ingest`).
 //!
-//! Bound: connections, streams of a connection and of an agent, bytes of a message; rows wait at the socket until the memory budget has
-//! room for them. A hostile frame ends its stream with a status. On a stop, streams take nothing new and end when what they brought is
+//! Bound: connections, streams of a connection and of an agent, bytes of a message; messages wait at the socket until the memory budget has
+//! room for them (`admission`). A hostile frame ends its stream with a status. On a stop, streams take nothing new and end when what they brought is
 //! acknowledged.
 
+mod admission;
 mod connection;
 pub(crate) mod fleet;
 mod ingest;
@@ -28,6 +29,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use crate::{fleet::Fleet, metrics::Ingest, node::Guides};
+use admission::{Admitted, Gated};
 pub(crate) use connection::Door;
 pub(crate) use ingest::Streams;
 pub(crate) use secret::Secret;
@@ -35,6 +37,10 @@ pub(crate) use sessions::{Moves, Named, Sessions};
 
 /// Streams of one connection; an agent needs two.
 const STREAMS_MAX: u32 = 8;
+/// What a stream may send before it is read; it lies in memory that nobody was asked for. Enough for 6 MB/s at 10 ms.
+const WINDOW_BYTES: u32 = 64 << 10;
+/// More than all streams together: one that has to wait must not stop the heartbeats beside it.
+const CONNECTION_WINDOW_BYTES: u32 = 2 * STREAMS_MAX * WINDOW_BYTES;
 /// Largest head of a request.
 const HEAD_BYTES_MAX: u32 = 16 << 10;
 /// A connection that is dead without a word is noticed after these two.
@@ -82,11 +88,15 @@ pub(crate) async fn serve(
     let nodes = NodeServiceServer::new(nodes)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let intake = agents.memory.intake.clone();
     let service = AgentServiceServer::new(Service(Arc::new(agents)))
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let service = Gated::new(service, intake);
     Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .http2_max_header_list_size(HEAD_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
@@ -109,7 +119,8 @@ impl AgentService for Service {
         request: Request<Streaming<SyncRequest>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
         self.0.refuse_when_stopping()?;
-        Ok(Response::new(sync::answers(Arc::clone(&self.0), request.into_inner())))
+        let admitted = admitted(&request)?;
+        Ok(Response::new(sync::answers(Arc::clone(&self.0), request.into_inner(), admitted)))
     }
 
     async fn ingest(
@@ -117,8 +128,14 @@ impl AgentService for Service {
         request: Request<Streaming<Batch>>,
     ) -> Result<Response<Self::IngestStream>, Status> {
         self.0.refuse_when_stopping()?;
-        Ok(Response::new(ingest::answers(Arc::clone(&self.0), request.into_inner())))
+        let admitted = admitted(&request)?;
+        Ok(Response::new(ingest::answers(Arc::clone(&self.0), request.into_inner(), admitted)))
     }
+}
+
+fn admitted<T>(request: &Request<T>) -> Result<Admitted, Status> {
+    let admitted = request.extensions().get().cloned();
+    admitted.ok_or_else(|| Status::internal("the stream did not pass the gate"))
 }
 
 impl Agents {

@@ -60,7 +60,7 @@ impl Run {
     }
 
     async fn send(&self, batch: wire::Batch, reply: &ingester::Reply) {
-        let permit = self.memory.intake.acquire(ingester::intake(&batch)).await;
+        let permit = self.memory.intake.acquire(ingester::intake(batch.payload.len())).await;
         self.running.ingester().submit(batch, permit, reply.clone());
     }
 

@@ -1,12 +1,15 @@
 //! Sealing and opening of row batches: protobuf columns, zstd, CRC, and the checks that make an opened batch safe to use.
 //!
-//! Leaves out column lengths and index bounds: whoever maps columns to rows checks those against `rows`.
+//! Leaves out columns that are too short and index bounds: whoever maps columns to rows checks those against `rows`.
 
 use prost::Message;
 
 use crate::{
     BATCH_BYTES_MAX, BATCH_ROWS_MAX, Batch, COLUMNS_BYTES_MAX, Columns, PROTOCOL_VERSION,
-    PROTOCOL_VERSION_OLDEST, Table, columns::Rows, is_spoken,
+    PROTOCOL_VERSION_OLDEST, Table,
+    columns::Rows,
+    is_spoken,
+    measure::{Entries, measure},
 };
 
 /// zstd level 1: on row columns it is within 8 % of level 3's size at about half of its CPU.
@@ -32,8 +35,18 @@ pub enum MalformedBatch {
     Compression(u32),
     #[error("payload is not a valid Columns message: {0}")]
     Encoding(String),
+    #[error("{listed} {what} are listed, more than {rows} rows can refer to")]
+    Entries { what: &'static str, listed: usize, rows: u32 },
+    #[error("a column has {cells} cells, the batch has {rows} rows")]
+    Cells { cells: usize, rows: u32 },
     #[error("columns do not belong to table {0}")]
     Table(String),
+}
+
+impl MalformedBatch {
+    pub(crate) fn encoding(error: impl ToString) -> Self {
+        Self::Encoding(error.to_string())
+    }
 }
 
 /// The number of a batch: spool generation above, counter below.
@@ -80,8 +93,13 @@ pub fn open(batch: &Batch) -> Result<(Table, Columns), MalformedBatch> {
         .ok()
         .filter(|plain| plain.len() == batch.uncompressed_bytes as usize)
         .ok_or(MalformedBatch::Compression(batch.uncompressed_bytes))?;
-    let columns =
-        Columns::decode(plain.as_slice()).map_err(|error| MalformedBatch::Encoding(error.to_string()))?;
+    let Entries { strings, addresses } = measure(&plain, batch.rows)?;
+    let mut columns = Columns {
+        strings: Vec::with_capacity(strings),
+        addresses: Vec::with_capacity(addresses),
+        ..Columns::default()
+    };
+    columns.merge(plain.as_slice()).map_err(MalformedBatch::encoding)?;
     let table = batch.table();
     match (table, &columns.rows) {
         (Table::L4FlowLog, Some(Rows::L4FlowLog(_)))

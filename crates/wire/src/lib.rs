@@ -5,8 +5,10 @@
 
 mod batch;
 mod codec;
+mod measure;
 
 pub use batch::{MalformedBatch, open, seal, seq};
+pub use measure::list_bytes_max;
 
 #[allow(
     clippy::all,

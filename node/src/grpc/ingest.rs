@@ -1,8 +1,7 @@
 //! One agent's stream of row batches: batches up, acknowledgements and credit down.
 //!
 //! A stream of answers that gathers what became of batches and tells the agent how much may be under way. With the first batch a task
-//! begins to read: it takes the next message only when the one before has its memory permit, so that transport's flow control reaches the
-//! agent. A stream that brings nothing has no task, and none has a clock: the credit of all is found in one place.
+//! begins to read; a message comes with its memory permit (`admission`). A stream that brings nothing has no task, and none has a clock: the credit of all is found in one place.
 
 use std::{
     collections::HashMap,
@@ -15,14 +14,17 @@ use std::{
 };
 
 use futures::Stream;
-use metaflow_actors::ingester::{self, Ack, Acks, Ingester, Reply};
+use metaflow_actors::{
+    ingester::{self, Ack, Acks, Ingester, Reply},
+    memory::Permit,
+};
 use metaflow_schema::enums::Kind;
 use metaflow_wire::{BATCH_BYTES_MAX, Batch, IngestAck, Rejection, SeqRange};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, Streaming};
 
-use super::Agents;
+use super::{Admitted, Agents};
 
 /// How often an agent hears of changed credit when nothing else is said.
 const CREDIT_INTERVAL: Duration = Duration::from_millis(200);
@@ -93,15 +95,15 @@ impl Drop for Entered {
 pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<IngestAck, Status>> + Send>>;
 
 /// The answers to an agent.
-pub(super) fn answers(agents: Arc<Agents>, batches: Streaming<Batch>) -> Answers {
+pub(super) fn answers(agents: Arc<Agents>, batches: Streaming<Batch>, admitted: Admitted) -> Answers {
     let (reply, answers) = ingester::acks();
     let mut credit = agents.streams.credit.subscribe();
     // The first credit is news.
     credit.mark_changed();
     agents.streams.open.fetch_add(1, Ordering::Relaxed);
     let open = Open(Arc::clone(&agents.streams));
-    let answering =
-        Answering { agents, reading: Reading::Idle(Box::new(batches), reply), answers, credit, _open: open };
+    let reading = Reading::Idle(Box::new(Incoming { batches, admitted }), reply);
+    let answering = Answering { agents, reading, answers, credit, _open: open };
     Box::pin(futures::stream::unfold(Some(Box::new(answering)), |answering| async {
         let mut answering = answering?;
         match answering.next().await {
@@ -124,11 +126,24 @@ impl Drop for Open {
     }
 }
 
+/// What comes, each batch with its permit.
+struct Incoming {
+    batches: Streaming<Batch>,
+    admitted: Admitted,
+}
+
+impl Incoming {
+    async fn next(&mut self) -> Result<Option<(Batch, Permit)>, Status> {
+        let batch = self.batches.message().await?;
+        Ok(batch.map(|batch| (batch, self.admitted.take())))
+    }
+}
+
 /// Reads until the agent is done, breaks the contract, or the node stops.
 async fn read(
     agents: Arc<Agents>,
-    first: Batch,
-    batches: Box<Streaming<Batch>>,
+    first: (Batch, Permit),
+    batches: Box<Incoming>,
     reply: Reply,
 ) -> Result<(), Status> {
     tokio::select! {
@@ -139,11 +154,11 @@ async fn read(
 
 async fn take(
     agents: &Agents,
-    first: Batch,
-    mut batches: Box<Streaming<Batch>>,
+    first: (Batch, Permit),
+    mut batches: Box<Incoming>,
     reply: &Reply,
 ) -> Result<(), Status> {
-    let agent_id = first.agent_id;
+    let agent_id = first.0.agent_id;
     if !is_known(agents, agent_id).await? {
         agents.metrics.reject("unknown_agent");
         return Err(Status::failed_precondition(format!(
@@ -155,9 +170,8 @@ async fn take(
         Status::resource_exhausted(format!("agent {agent_id} has {STREAMS_OF_AGENT_MAX} streams already"))
     })?;
     let mut next = Some(first);
-    while let Some(batch) = next {
+    while let Some((batch, permit)) = next {
         if batch.agent_id == agent_id {
-            let permit = agents.memory.intake.acquire(ingester::intake(&batch)).await;
             agents.ingester.submit(batch, permit, reply.clone());
         } else {
             agents.metrics.reject("other_agent");
@@ -166,7 +180,7 @@ async fn take(
                 return Ok(());
             }
         }
-        next = batches.message().await?;
+        next = batches.next().await?;
     }
     Ok(())
 }
@@ -185,7 +199,7 @@ async fn is_known(agents: &Agents, agent_id: u32) -> Result<bool, Status> {
 /// What is read of a stream.
 enum Reading {
     /// Nothing yet.
-    Idle(Box<Streaming<Batch>>, Reply),
+    Idle(Box<Incoming>, Reply),
     /// By a task, which ends with the stream.
     Running(AbortOnDropHandle<Result<(), Status>>),
     /// All: what is left are acknowledgements.
@@ -198,7 +212,7 @@ impl Reading {
         match self {
             Self::Idle(batches, _) => {
                 let first = tokio::select! {
-                    first = batches.message() => first?,
+                    first = batches.next() => first?,
                     () = agents.stop.taking.cancelled() => None,
                 };
                 *self = match (first, std::mem::replace(self, Self::Done)) {

@@ -20,7 +20,7 @@ use tokio::{
 };
 use tonic::{Status, Streaming};
 
-use super::{Agents, sessions::Entered};
+use super::{Admitted, Agents, sessions::Entered};
 use crate::node::{Guide, Guides};
 
 /// Time for the first message; who says nothing is no agent.
@@ -34,12 +34,12 @@ const TOLD_EVERY: Duration = Duration::from_secs(5);
 pub(super) type Answers = Pin<Box<dyn Stream<Item = Result<SyncResponse, Status>> + Send>>;
 
 /// The answers to an agent.
-pub(super) fn answers(agents: Arc<Agents>, requests: Streaming<SyncRequest>) -> Answers {
-    Box::pin(futures::stream::unfold(Stage::New(agents, Box::new(requests)), step))
+pub(super) fn answers(agents: Arc<Agents>, requests: Streaming<SyncRequest>, admitted: Admitted) -> Answers {
+    Box::pin(futures::stream::unfold(Stage::New(agents, Box::new(requests), admitted), step))
 }
 
 enum Stage {
-    New(Arc<Agents>, Box<Streaming<SyncRequest>>),
+    New(Arc<Agents>, Box<Streaming<SyncRequest>>, Admitted),
     Open(Box<Control>),
     Ended,
 }
@@ -48,6 +48,8 @@ enum Stage {
 struct Control {
     agents: Arc<Agents>,
     requests: Box<Streaming<SyncRequest>>,
+    /// Holds the memory of the message that is being handled.
+    admitted: Admitted,
     guides: Guides,
     /// The one that the agent's servers were last told from.
     guide: Arc<Guide>,
@@ -70,7 +72,7 @@ struct Control {
 
 async fn step(stage: Stage) -> Option<(Result<SyncResponse, Status>, Stage)> {
     let opened = match stage {
-        Stage::New(agents, requests) => Box::pin(open(agents, requests)).await,
+        Stage::New(agents, requests, admitted) => Box::pin(open(agents, requests, admitted)).await,
         Stage::Open(control) => Ok(control),
         Stage::Ended => return None,
     };
@@ -91,6 +93,7 @@ async fn step(stage: Stage) -> Option<(Result<SyncResponse, Status>, Stage)> {
 async fn open(
     agents: Arc<Agents>,
     mut requests: Box<Streaming<SyncRequest>>,
+    admitted: Admitted,
 ) -> Result<Box<Control>, Status> {
     let first = tokio::select! {
         first = tokio::time::timeout(HELLO_TIMEOUT, requests.message()) => {
@@ -106,12 +109,14 @@ async fn open(
     let (who, config_version) = (Box::new(Who::from(&hello)), hello.config_version);
     let groups = agents.registry.follow();
     let (agent_id, ready) = greet(&agents, hello, &guide).await?;
+    drop(admitted.take());
     let session = agents.sessions.enter(agent_id, &who.region);
     let now = Instant::now();
     let alarm = Box::pin(sleep_until(now + SILENCE_MAX));
     let mut control = Box::new(Control {
         agents,
         requests,
+        admitted,
         guides,
         guide,
         groups,
@@ -152,6 +157,7 @@ impl Control {
                         if let Some(body) = body {
                             self.handle(body).await?;
                         }
+                        drop(self.admitted.take());
                     }
                     None => return Ok(None),
                 },

@@ -1,8 +1,8 @@
 //! Agents over gRPC: rows come in, acknowledgements go out, names come out of SQL; what is wrong is refused with its reason.
 
 use metaflow_wire::{
-    Heartbeat, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST, SyncRequest, seq, sync_request,
-    sync_response,
+    BATCH_BYTES_MAX, Batch, Heartbeat, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST, SyncRequest, seq,
+    sync_request, sync_response,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -150,5 +150,33 @@ async fn what_is_wrong_with_batches_is_said_and_the_rest_goes_on() {
     let nothing = tokio_stream::once(SyncRequest { body: None });
     let mut answers = node.agent().await.sync(nothing).await.unwrap().into_inner();
     assert_eq!(answers.message().await.unwrap_err().code(), tonic::Code::FailedPrecondition);
+    assert_eq!(node.terminate().await, Some(0));
+}
+
+/// Each of them is refused, but nobody knows before it was read.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_agents_that_send_the_largest_batches_at_once_stay_within_the_memory_budget() {
+    const AGENTS: usize = 60;
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start_with(folder.path(), "", "[memory]\nbudget = \"192MiB\"\n").await;
+    let largest = Batch {
+        payload: vec![7; BATCH_BYTES_MAX].into(),
+        uncompressed_bytes: 1,
+        ..requests(0, seq(1, 1), 1, now())
+    };
+    let mut streams = Vec::new();
+    for agent in 0..AGENTS {
+        let agent_id = node.agent_id(&format!("machine-{agent}")).await;
+        streams.push((Batch { agent_id, ..largest.clone() }, node.ingest().await));
+    }
+    let sending = streams.into_iter().map(async |(batch, (sender, mut acks))| {
+        sender.send(batch).await.unwrap();
+        acks_until(&mut acks, |ack| !ack.rejected.is_empty()).await;
+    });
+    futures::future::join_all(sending).await;
+    let status = std::fs::read_to_string(format!("/proc/{}/status", node.child.id().unwrap())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().unwrap();
+    assert!(peak < 192 << 10, "{peak} KiB were in memory");
     assert_eq!(node.terminate().await, Some(0));
 }
