@@ -31,7 +31,7 @@ use crate::{
     disk::{self, Disk},
     labeler::{Published, Snapshot},
 };
-pub use agents::{AgentSummary, Refusal};
+pub use agents::{AgentSummary, Introduction, Refusal};
 use agents::{Agents, Greeting};
 use greeter::Greeter;
 
@@ -79,8 +79,8 @@ pub struct Admission {
 }
 
 /// The id of an agent that says Hello; a new one where it has none. Blocks for the disk when it is new.
-pub fn identify(dictionary: &Dictionary, hello: wire::Hello) -> Result<u32, Error> {
-    let found = Greeting::find_all(dictionary, vec![hello])?.pop();
+pub fn identify(dictionary: &Dictionary, introduction: Introduction) -> Result<u32, Error> {
+    let found = Greeting::find_all(dictionary, vec![introduction])?.pop();
     Ok(found.ok_or(Error::Stopped)??.agent_id)
 }
 
@@ -138,8 +138,8 @@ impl Controller {
         Arc::clone(&self.snapshot)
     }
 
-    pub async fn hello(&self, hello: wire::Hello) -> Result<Admission, Error> {
-        self.greeter.hello(hello).await
+    pub async fn hello(&self, introduction: impl Into<Introduction>) -> Result<Admission, Error> {
+        self.greeter.hello(introduction.into()).await
     }
 
     pub async fn facts(&self, agent_id: u32, facts: wire::Facts) -> Result<FactsReply, Error> {
@@ -244,7 +244,7 @@ impl Core {
         changes: &mut disk::Changes,
     ) -> Result<Result<Admission, Refusal>, Error> {
         let agent_id = greeting.agent_id;
-        let spoken = greeting.hello.protocol_version;
+        let (spoken, agent_id_unknown) = (greeting.hello.protocol_version, greeting.is_stranger);
         let forgotten = match self.agents.make_room(agent_id, self.config.agents_max, now) {
             Ok(forgotten) => forgotten,
             Err(refusal) => return Ok(Err(refusal)),
@@ -259,6 +259,9 @@ impl Core {
             // Which nodes an agent belongs to is not known here.
             servers: Vec::new(),
             node_version: self.config.node_version.clone(),
+            // Nor what the cluster's secret is.
+            agent_id_proof: Vec::new(),
+            agent_id_unknown,
         };
         Ok(Ok(Admission { welcome }))
     }

@@ -245,6 +245,7 @@ fn hello(config: &Config, machine_id: &str) -> Hello {
         hostname,
         config_version: 0,
         agent_id: 0,
+        agent_id_proof: Vec::new(),
         region: config.region.clone(),
         zone: config.zone.clone(),
         labels: config.labels.clone().into_iter().collect(),

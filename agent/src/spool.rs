@@ -27,7 +27,7 @@ use std::{
     sync::Arc,
 };
 
-use metaflow_wire::{Batch, seq};
+use metaflow_wire::{Batch, Welcome, seq};
 
 pub use identity::generation_at;
 
@@ -116,6 +116,9 @@ pub struct Spool {
     generation: u32,
     next_counter: u32,
     agent_id: u32,
+    agent_id_proof: Vec<u8>,
+    /// An id of which the nodes know nothing; 0 is none.
+    agent_id_void: u32,
     segments: BTreeMap<u32, Segment>,
     /// Segment that takes records; none after an error, until the next flush makes one.
     active: Option<u32>,
@@ -154,6 +157,8 @@ impl Spool {
             generation: 0,
             next_counter: 0,
             agent_id,
+            agent_id_proof: identity::read_proof(&config.data_dir.join("agent-id-proof"))?,
+            agent_id_void: identity::read_number(&config.data_dir.join("agent-id-void"))?.unwrap_or(0),
             segments: BTreeMap::new(),
             active: None,
             next_ordinal: 0,
@@ -249,6 +254,27 @@ impl Spool {
             }
             identity::write_number(&self.config.data_dir.join("agent-id"), agent_id)?;
             self.agent_id = agent_id;
+        }
+        Ok(())
+    }
+
+    /// What a node said with the id; empty while none did.
+    pub fn agent_id_proof(&self) -> &[u8] {
+        &self.agent_id_proof
+    }
+
+    /// Remembers who the nodes say that this agent is.
+    pub fn take_identity(&mut self, welcome: &Welcome) -> io::Result<()> {
+        let Welcome { agent_id, agent_id_proof, agent_id_unknown, .. } = welcome;
+        if *agent_id_unknown && self.agent_id != *agent_id {
+            // First, or the batches under it would wait for ever for a node that knows it.
+            identity::write_number(&self.config.data_dir.join("agent-id-void"), self.agent_id)?;
+            self.agent_id_void = self.agent_id;
+        }
+        self.set_agent_id(*agent_id)?;
+        if self.agent_id_proof != *agent_id_proof {
+            identity::write_proof(&self.config.data_dir.join("agent-id-proof"), agent_id_proof)?;
+            self.agent_id_proof.clone_from(agent_id_proof);
         }
         Ok(())
     }

@@ -148,6 +148,7 @@ impl Herd {
                 shared: Arc::clone(&shared),
                 servers: Servers::new(servers),
                 agent_id: 0,
+                proof: Vec::new(),
                 config_version: 0,
                 is_lost: false,
             };

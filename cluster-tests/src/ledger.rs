@@ -43,6 +43,8 @@ pub struct LedgerAgent {
     /// Batches that are sent and not committed, at most.
     pub open_max: usize,
     protocol_version: u32,
+    /// What came with the id.
+    proof: Vec<u8>,
 }
 
 impl LedgerAgent {
@@ -63,6 +65,7 @@ impl LedgerAgent {
             answer_within: ANSWER_WITHIN,
             open_max: WINDOW,
             protocol_version: PROTOCOL_VERSION,
+            proof: Vec::new(),
         }
     }
 
@@ -145,6 +148,7 @@ impl LedgerAgent {
             machine_id: self.machine_id.clone(),
             hostname: self.machine_id.clone(),
             agent_id: self.agent_id,
+            agent_id_proof: self.proof.clone(),
             ..Default::default()
         };
         hello_sender.send(SyncRequest { body: Some(sync_request::Body::Hello(hello)) }).await?;
@@ -157,6 +161,7 @@ impl LedgerAgent {
         };
         ensure!(self.agent_id == 0 || self.agent_id == welcome.agent_id, "the agent id changed");
         self.agent_id = welcome.agent_id;
+        self.proof = welcome.agent_id_proof;
         Ok(answers)
     }
 

@@ -9,6 +9,7 @@ mod connection;
 pub(crate) mod fleet;
 mod ingest;
 pub(crate) mod nodes;
+mod proofs;
 mod secret;
 mod sessions;
 mod sync;
@@ -32,6 +33,7 @@ use crate::{fleet::Fleet, metrics::Ingest, node::Guides};
 use admission::{Admitted, Gated};
 pub(crate) use connection::Door;
 pub(crate) use ingest::Streams;
+pub(crate) use proofs::Proofs;
 pub(crate) use secret::Secret;
 pub(crate) use sessions::{Moves, Named, Sessions};
 
@@ -59,6 +61,7 @@ pub(crate) struct Agents {
     pub(crate) sessions: Sessions,
     pub(crate) guides: Guides,
     pub(crate) registry: Registry,
+    pub(crate) proofs: Proofs,
 }
 
 /// The two steps of a stop.

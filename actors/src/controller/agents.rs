@@ -44,11 +44,26 @@ pub enum Refusal {
     Full(usize),
 }
 
+/// A Hello, and whether its sender was given the id that is in it. Who does not know says no.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Introduction {
+    pub hello: wire::Hello,
+    pub is_proven: bool,
+}
+
+impl From<wire::Hello> for Introduction {
+    fn from(hello: wire::Hello) -> Self {
+        Self { hello, is_proven: false }
+    }
+}
+
 /// A Hello with the ids of what it names.
 #[derive(Debug)]
 pub(super) struct Greeting {
     pub agent_id: u32,
     pub host_id: u32,
+    /// The id in the Hello names no agent that is known.
+    pub is_stranger: bool,
     pub hello: wire::Hello,
 }
 
@@ -56,9 +71,13 @@ impl Greeting {
     /// Names all that came together, with one question to each owner of new names; answers each of them. Blocks.
     pub(super) fn find_all(
         dictionary: &Dictionary,
-        hellos: Vec<wire::Hello>,
+        introductions: Vec<Introduction>,
     ) -> Result<Vec<Result<Self, Refusal>>, dictionary::Error> {
-        let hellos: Vec<_> = hellos.into_iter().map(checked).collect();
+        let is_proven: Vec<bool> = introductions.iter().map(|introduction| introduction.is_proven).collect();
+        let hellos: Vec<_> =
+            introductions.into_iter().map(|introduction| checked(introduction.hello)).collect();
+        let proven = hellos.iter().zip(is_proven).filter(|(_, is_proven)| *is_proven);
+        learn_ids(dictionary, proven.filter_map(|(hello, _)| hello.as_ref().ok()))?;
         let known = known_ids(dictionary, hellos.iter().flatten())?;
         let hosts = hellos.iter().flatten().map(|hello| (Kind::Host, hello.hostname.as_str()));
         // Those that are known already are asked for too, so that places tell who is who; they cost a look into memory.
@@ -72,38 +91,52 @@ impl Greeting {
         let (hosts, machines) = ids.split_at(known.len());
         let mut named = hosts.iter().zip(machines).zip(&known);
         let greetings = hellos.into_iter().map(|hello| {
-            let hello = hello?;
-            let Some(((host_id, machine), known)) = named.next() else { return Err(Refusal::MachineId) };
+            let hello = match hello {
+                Ok(hello) => hello,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+            let Some(((host_id, machine), known)) = named.next() else { return Ok(Err(Refusal::MachineId)) };
             let agent_id = known.unwrap_or(*machine);
             // One id for two agents would mix up their batches.
             if agent_id == 0 || other == Some(agent_id) {
-                return Err(Refusal::Full(1 << 22));
+                return Ok(Err(Refusal::Full(1 << 22)));
             }
-            Ok(Self { agent_id, host_id: *host_id, hello })
+            let is_stranger = hello.agent_id != 0
+                && hello.agent_id != agent_id
+                && dictionary.resolve(Kind::Agent, hello.agent_id)?.is_none();
+            Ok(Ok(Self { agent_id, host_id: *host_id, is_stranger, hello }))
         });
-        Ok(greetings.collect())
+        greetings.collect()
     }
 }
 
-/// The ids that agents had from other nodes, unless they are not their own.
+/// Takes what agents were given by other nodes, and can show. Nothing else: an id that got its name by an agent's mere word could be
+/// another's, or become another's.
+fn learn_ids<'a>(
+    dictionary: &Dictionary,
+    hellos: impl Iterator<Item = &'a wire::Hello>,
+) -> Result<(), dictionary::Error> {
+    // An id of this node that it never gave would use up its counter.
+    let may_exist = |hello: &&wire::Hello| dictionary.may_exist(Kind::Agent, hello.agent_id);
+    let entry =
+        |hello: &wire::Hello| Entry { kind: Kind::Agent, id: hello.agent_id, name: hello.machine_id.clone() };
+    let told: Vec<Entry> = hellos.filter(may_exist).map(entry).collect();
+    if !told.is_empty() {
+        dictionary.learn(&told, false)?;
+    }
+    Ok(())
+}
+
+/// The ids that agents have already, where they are known to be theirs.
 ///
 /// Batches are known by the id of their agent, so it must stay, even where the canonical id of the machine is another one.
 fn known_ids<'a>(
     dictionary: &Dictionary,
-    hellos: impl Iterator<Item = &'a wire::Hello> + Clone,
+    hellos: impl Iterator<Item = &'a wire::Hello>,
 ) -> Result<Vec<Option<u32>>, dictionary::Error> {
-    // An id of this node that it never gave would use up its counter.
-    let may_have =
-        |hello: &wire::Hello| hello.agent_id != 0 && dictionary.may_exist(Kind::Agent, hello.agent_id);
-    let entry =
-        |hello: &wire::Hello| Entry { kind: Kind::Agent, id: hello.agent_id, name: hello.machine_id.clone() };
-    let told: Vec<Entry> = hellos.clone().filter(|hello| may_have(hello)).map(entry).collect();
-    if !told.is_empty() {
-        dictionary.learn(&told, false)?;
-    }
     hellos
         .map(|hello| {
-            if !may_have(hello) {
+            if hello.agent_id == 0 {
                 return Ok(None);
             }
             let name = dictionary.resolve(Kind::Agent, hello.agent_id)?;
@@ -281,8 +314,13 @@ impl Agents {
 }
 
 fn summary(agent: &Agent, now: Instant) -> AgentSummary {
-    let Agent { greeting: Greeting { agent_id, host_id: _, hello }, facts, heartbeat, heard, connections } =
-        agent;
+    let Agent {
+        greeting: Greeting { agent_id, host_id: _, is_stranger: _, hello },
+        facts,
+        heartbeat,
+        heard,
+        connections,
+    } = agent;
     AgentSummary {
         agent_id: *agent_id,
         machine_id: hello.machine_id.clone(),

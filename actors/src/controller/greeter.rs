@@ -6,14 +6,16 @@
 
 use std::sync::Arc;
 
-use metaflow_wire as wire;
 use ractor::{ActorRef, rpc::CallResult};
 use tokio::{
     sync::{mpsc, oneshot},
     task::spawn_blocking,
 };
 
-use super::{Admission, Error, Msg, Refusal, agents::Greeting};
+use super::{
+    Admission, Error, Msg, Refusal,
+    agents::{Greeting, Introduction},
+};
 use crate::dictionary::Dictionary;
 
 /// Agents that are taken at one time: a question to an owner and a moment of the actor's.
@@ -24,7 +26,7 @@ const WAITING_MAX: usize = 4_096;
 type Answer = Result<Admission, Error>;
 
 struct Call {
-    hello: wire::Hello,
+    introduction: Introduction,
     reply: oneshot::Sender<Answer>,
 }
 
@@ -42,9 +44,9 @@ impl Greeter {
         Self { calls }
     }
 
-    pub(super) async fn hello(&self, hello: wire::Hello) -> Answer {
+    pub(super) async fn hello(&self, introduction: Introduction) -> Answer {
         let (reply, answer) = oneshot::channel();
-        self.calls.send(Call { hello, reply }).await.map_err(|_| Error::Stopped)?;
+        self.calls.send(Call { introduction, reply }).await.map_err(|_| Error::Stopped)?;
         answer.await.unwrap_or(Err(Error::Stopped))
     }
 }
@@ -54,9 +56,9 @@ async fn run(mut queue: mpsc::Receiver<Call>, dictionary: Dictionary, actor: Act
     while queue.recv_many(&mut calls, GROUP_MAX).await > 0 {
         // Agents that waited too long are somewhere else by now.
         calls.retain(|call| !call.reply.is_closed());
-        let (hellos, replies): (Vec<_>, Vec<_>) =
-            calls.drain(..).map(|call| (call.hello, call.reply)).unzip();
-        match take(hellos, &dictionary, &actor).await {
+        let (introductions, replies): (Vec<_>, Vec<_>) =
+            calls.drain(..).map(|call| (call.introduction, call.reply)).unzip();
+        match take(introductions, &dictionary, &actor).await {
             Ok(answers) => {
                 for (reply, answer) in replies.into_iter().zip(answers) {
                     // Who asked may be gone: then nobody needs the answer.
@@ -74,12 +76,12 @@ async fn run(mut queue: mpsc::Receiver<Call>, dictionary: Dictionary, actor: Act
 }
 
 async fn take(
-    hellos: Vec<wire::Hello>,
+    introductions: Vec<Introduction>,
     dictionary: &Dictionary,
     actor: &ActorRef<Msg>,
 ) -> Result<Vec<Result<Admission, Refusal>>, Error> {
     let dictionary = dictionary.clone();
-    let greetings = spawn_blocking(move || Greeting::find_all(&dictionary, hellos));
+    let greetings = spawn_blocking(move || Greeting::find_all(&dictionary, introductions));
     let greetings = greetings.await.map_err(|_| Error::Stopped)??;
     match actor.call(|reply| Msg::Hello(greetings, reply), None).await {
         Ok(CallResult::Success(answers)) => answers,

@@ -106,7 +106,8 @@ impl Draft {
             b'h' => {
                 let (host_id, hello) = value.split_first_chunk()?;
                 let hello = wire::Hello::decode(hello).ok()?;
-                self.greeting = Some(Greeting { agent_id, host_id: u32::from_be_bytes(*host_id), hello });
+                let host_id = u32::from_be_bytes(*host_id);
+                self.greeting = Some(Greeting { agent_id, host_id, is_stranger: false, hello });
             }
             b'a' => {
                 for wire::Address { ip, prefix_length } in wire::Interface::decode(value).ok()?.addresses {

@@ -1,5 +1,7 @@
 //! Facts under gaps and limits; agents and names over restarts.
 
+mod claims;
+
 use std::collections::HashMap;
 
 use metaflow_schema::enums::Kind;
@@ -132,10 +134,11 @@ async fn an_agent_keeps_the_id_of_another_node_and_none_gets_that_of_another_age
     let names = dictionary(&disk);
     let (controller, task) = Controller::start(Config::default(), disk, names.clone()).await.unwrap();
     let elsewhere = 9 << 22 | 3;
-    let come = async |machine: &str, agent_id: u32| {
+    let greet = async |machine: &str, agent_id: u32, is_proven: bool| {
         let hello = wire::Hello { agent_id, ..hello(machine) };
-        controller.hello(hello).await.unwrap().welcome.agent_id
+        controller.hello(Introduction { hello, is_proven }).await.unwrap().welcome
     };
+    let come = async |machine: &str, agent_id: u32| greet(machine, agent_id, true).await.agent_id;
     assert_eq!(come("a", elsewhere).await, elsewhere);
     let own = come("b", 0).await;
     assert_eq!(own >> 22, 1);
@@ -144,7 +147,13 @@ async fn an_agent_keeps_the_id_of_another_node_and_none_gets_that_of_another_age
     assert_eq!(come("c", own + 1_000_000).await, own + 1, "this node never gave it, and its counter stays");
     // Its canonical id is the smaller one of this node; its batches have the other one.
     let alias = 9 << 22 | 8;
+    let refused = greet("b", alias, false).await;
+    assert_eq!((refused.agent_id, refused.agent_id_unknown), (own, true), "anybody could say so");
+    assert_eq!(names.resolve(Kind::Agent, alias).unwrap(), None);
     assert_eq!(come("b", alias).await, alias);
+    let known = greet("b", alias, false).await;
+    assert_eq!((known.agent_id, known.agent_id_unknown), (alias, false), "by now it is known");
+    assert!(!greet("b", elsewhere, false).await.agent_id_unknown, "it is another machine's");
     assert_eq!(names.lookup(Kind::Agent, "b"), Some(own));
     controller.stop();
     task.await.unwrap();

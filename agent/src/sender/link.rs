@@ -57,7 +57,7 @@ impl Sender {
             .await
             .with_context(|| format!("no welcome from {server} within {limit:?}"))??;
         servers.welcome(server, &welcome.servers);
-        self.spool.lock().set_agent_id(welcome.agent_id).context("failed to store the agent's id")?;
+        self.spool.lock().take_identity(&welcome).context("failed to store the agent's id")?;
         let (batches, queue) = mpsc::channel(BATCH_QUEUE);
         let acks = timeout(limit, client.ingest(ReceiverStream::new(queue)))
             .await
@@ -87,7 +87,11 @@ impl Sender {
         let (control, queue) = mpsc::channel(CONTROL_QUEUE);
         let mut hello = self.hello.clone();
         hello.config_version = self.state.config_version.load(Ordering::Relaxed);
-        hello.agent_id = self.spool.lock().agent_id();
+        {
+            let spool = self.spool.lock();
+            hello.agent_id = spool.agent_id();
+            hello.agent_id_proof = spool.agent_id_proof().to_vec();
+        }
         control.send(SyncRequest { body: Some(sync_request::Body::Hello(hello)) }).await?;
         let mut replies = client
             .sync(ReceiverStream::new(queue))

@@ -1,4 +1,4 @@
-//! Two numbers beside the spool: its generation, and the id that the nodes gave this agent. Small files, replaced as a whole.
+//! Small files beside the spool, replaced as a whole: its generation, the id that the nodes gave this agent, and what shows that they did.
 
 use std::{
     fs::{self, File},
@@ -32,9 +32,25 @@ fn parse_number(text: &str) -> Option<u32> {
 /// Replaces the number so that a crash leaves either the old or the new one.
 pub(super) fn write_number(path: &Path, number: u32) -> io::Result<()> {
     let number = number.to_string();
+    write(path, format!("{number} {:08x}\n", crc32fast::hash(number.as_bytes())).as_bytes())
+}
+
+/// What a node said with the agent's id; empty when there is no such file. Nodes notice when it is damaged.
+pub(super) fn read_proof(path: &Path) -> io::Result<Vec<u8>> {
+    match fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => read,
+    }
+}
+
+pub(super) fn write_proof(path: &Path, proof: &[u8]) -> io::Result<()> {
+    write(path, proof)
+}
+
+fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     let next = path.with_extension("next");
     let mut file = File::create(&next)?;
-    writeln!(file, "{number} {:08x}", crc32fast::hash(number.as_bytes()))?;
+    file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&next, path)?;
     sync_directory(path)

@@ -79,6 +79,10 @@ impl Spool {
             let first = identity::read_number(&self.config.data_dir.join("agent-id-first"))?;
             batch.agent_id = first.unwrap_or(self.agent_id);
         }
+        if batch.agent_id == self.agent_id_void {
+            // Of another cluster: none of the nodes has seen it.
+            batch.agent_id = self.agent_id;
+        }
         batch.resent = resent;
         Ok(Some(batch))
     }

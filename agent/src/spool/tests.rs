@@ -294,6 +294,30 @@ fn batches_sealed_before_any_node_was_reached_keep_the_first_id() {
     }
 }
 
+#[test]
+fn batches_under_an_id_that_no_node_knows_go_under_the_one_that_they_gave() {
+    let directory = TempDir::new().unwrap();
+    let (mut spool, _) = open(&directory);
+    let welcome = |agent_id, agent_id_unknown| Welcome {
+        agent_id,
+        agent_id_unknown,
+        agent_id_proof: vec![agent_id as u8; 32],
+        ..Welcome::default()
+    };
+    spool.take_identity(&welcome(7, false)).unwrap();
+    let old = spool.append(batch(1, 60), NOW).unwrap();
+    spool.flush().unwrap();
+    // Known, and another machine's: what was sealed under it may be in its store.
+    spool.take_identity(&welcome(8, false)).unwrap();
+    assert_eq!(spool.read(old).unwrap().unwrap().agent_id, 7);
+    spool.take_identity(&welcome(7, false)).unwrap();
+    spool.take_identity(&welcome(9, true)).unwrap();
+    drop(spool);
+    let (mut spool, _) = open(&directory);
+    assert_eq!((spool.agent_id(), spool.agent_id_proof()), (9, &[9; 32][..]));
+    assert_eq!(spool.read(old).unwrap().unwrap().agent_id, 9);
+}
+
 #[derive(Debug, Clone)]
 enum Operation {
     Append(usize),

@@ -43,6 +43,8 @@ pub(super) struct Session {
     pub(super) shared: Arc<Shared>,
     pub(super) servers: Servers,
     pub(super) agent_id: u32,
+    /// What came with the id.
+    pub(super) proof: Vec<u8>,
     pub(super) config_version: u64,
     /// Its node was lost, and no other has welcomed it since.
     pub(super) is_lost: bool,
@@ -202,6 +204,7 @@ impl Session {
                 ensure!(welcome.agent_id != 0, "node gave no agent id");
                 ensure!(self.agent_id == 0 || self.agent_id == welcome.agent_id, "the agent id changed");
                 self.agent_id = welcome.agent_id;
+                self.proof.clone_from(&welcome.agent_id_proof);
                 self.follow(link, server, &welcome.servers, now);
                 link.served = self.shared.served(server);
                 // Spread over the time between two, as agents that start at differing times are.
@@ -240,6 +243,7 @@ impl Session {
             architecture: "x86_64".to_owned(),
             os: "Debian GNU/Linux 13".to_owned(),
             agent_id: self.agent_id,
+            agent_id_proof: self.proof.clone(),
             ..Hello::default()
         }
     }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use metaflow_actors::{
-    controller,
+    controller::{self, Introduction},
     dictionary::{self, Dictionary, NodeId},
     disk::{Disk, Memory},
     ingester::{self, Answers, Core, Reply},
@@ -179,7 +179,10 @@ impl Running {
             agent_id,
             ..Hello::default()
         };
-        let agent_id = controller::identify(&self.dictionary, hello).map_err(|error| error.to_string())?;
+        // An agent of the simulation has no id but what a node gave it, and keeps the proof with it.
+        let introduction = Introduction { hello, is_proven: true };
+        let agent_id =
+            controller::identify(&self.dictionary, introduction).map_err(|error| error.to_string())?;
         let (reply, answers) = ingester::acks();
         Ok(Stream { agent_id, sender: None, reply, answers, credit_told: 0 })
     }

@@ -32,6 +32,8 @@ const CREDIT_INTERVAL: Duration = Duration::from_millis(200);
 const CREDIT_MAX: u64 = 32 << 20;
 /// Streams of one agent: one, and those that it left behind when it came anew.
 const STREAMS_OF_AGENT_MAX: u32 = 4;
+/// Ids of one agent: a machine that was given another one still has batches under those that it had.
+const IDS_OF_AGENT_MAX: usize = 4;
 
 /// The streams that are open now.
 #[derive(Debug, Default)]
@@ -165,13 +167,17 @@ async fn take(
             "agent {agent_id} is not known here: say Hello on Sync first"
         )));
     }
-    let _entered = agents.streams.enter(agent_id).ok_or_else(|| {
-        agents.metrics.reject("too_many_streams");
-        Status::resource_exhausted(format!("agent {agent_id} has {STREAMS_OF_AGENT_MAX} streams already"))
-    })?;
+    let mut entered = vec![enter(agents, agent_id)?];
     let mut next = Some(first);
     while let Some((batch, permit)) = next {
-        if batch.agent_id == agent_id {
+        let has_entered = |entered: &[Entered]| entered.iter().any(|one| one.agent_id == batch.agent_id);
+        if !has_entered(&entered)
+            && entered.len() < IDS_OF_AGENT_MAX
+            && is_known(agents, batch.agent_id).await?
+        {
+            entered.push(enter(agents, batch.agent_id)?);
+        }
+        if has_entered(&entered) {
             agents.ingester.submit(batch, permit, reply.clone());
         } else {
             agents.metrics.reject("other_agent");
@@ -183,6 +189,13 @@ async fn take(
         next = batches.next().await?;
     }
     Ok(())
+}
+
+fn enter(agents: &Agents, agent_id: u32) -> Result<Entered, Status> {
+    agents.streams.enter(agent_id).ok_or_else(|| {
+        agents.metrics.reject("too_many_streams");
+        Status::resource_exhausted(format!("agent {agent_id} has {STREAMS_OF_AGENT_MAX} streams already"))
+    })
 }
 
 /// Whether this node ever gave this id to an agent.

@@ -7,12 +7,14 @@
 use std::{fmt, path::PathBuf, sync::Arc};
 
 use metaflow_tls::{Error, Reloading};
+use ring::hmac;
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataMap, MetadataValue},
     service::Interceptor,
 };
 
+use super::proofs;
 use crate::secrets::Digest;
 
 /// The name of the header.
@@ -31,6 +33,8 @@ pub(crate) struct Secret {
 struct Lines {
     header: MetadataValue<Ascii>,
     believed: Vec<Digest>,
+    /// For what agents are given, in the order of the lines.
+    keys: Vec<hmac::Key>,
 }
 
 impl Secret {
@@ -41,6 +45,11 @@ impl Secret {
             parse(contents).map_err(|reason| Error::Content { path: path.clone(), reason })
         })?;
         Ok(Self { lines: Arc::new(lines) })
+    }
+
+    /// What agents are given is signed with the first of these; each is believed.
+    pub(super) fn keys<T>(&self, read: impl FnOnce(&[hmac::Key]) -> T) -> T {
+        read(&self.lines.get().keys)
     }
 
     /// Lets a call in, or not, by its headers. It never says what was wrong with the secret.
@@ -91,7 +100,8 @@ fn parse(contents: &[Vec<u8>]) -> Result<Lines, String> {
     let first = headers.first().ok_or("it holds no secret")?;
     let mut header: MetadataValue<Ascii> = first.parse().map_err(|_| "no header can be made of it")?;
     header.set_sensitive(true);
-    Ok(Lines { header, believed: headers.iter().map(|header| Digest::of(header.as_bytes())).collect() })
+    let keys = secrets.iter().map(|secret| proofs::key(secret)).collect();
+    Ok(Lines { header, believed: headers.iter().map(|header| Digest::of(header.as_bytes())).collect(), keys })
 }
 
 #[cfg(test)]

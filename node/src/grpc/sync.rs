@@ -135,9 +135,11 @@ async fn open(
 
 /// The id of the agent and the first answers to it.
 async fn greet(agents: &Agents, hello: Hello, guide: &Guide) -> Result<(u32, VecDeque<Body>), Status> {
-    let region = hello.region.clone();
-    let Admission { mut welcome } = agents.controller.hello(hello).await.map_err(status)?;
+    let (region, machine_id) = (hello.region.clone(), hello.machine_id.clone());
+    let introduction = agents.proofs.check(hello);
+    let Admission { mut welcome } = agents.controller.hello(introduction).await.map_err(status)?;
     let agent_id = welcome.agent_id;
+    agents.proofs.sign(&mut welcome, &machine_id);
     welcome.servers = guide.servers(agent_id, &region);
     Ok((agent_id, VecDeque::from([Body::Welcome(welcome)])))
 }

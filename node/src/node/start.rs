@@ -83,6 +83,7 @@ pub(super) async fn start(
         sessions: grpc::Sessions::default(),
         guides,
         registry: pipeline.registry.clone(),
+        proofs: grpc::Proofs::new(secret.clone()),
     };
     let querier = querier(config, &store, shard.as_ref(), membership, &peers)?;
     parts.running(Running {
