@@ -7,7 +7,7 @@ use crate::{
     config::{Config, Enabled},
     facts::{Collector, Identity, machine_id},
     guard::free_bytes,
-    probes::{self, Capability, Probes, Settings},
+    probes::{Capability, Probes, Rival, Settings},
 };
 
 /// Tries each ability and says how it went.
@@ -43,7 +43,7 @@ fn inside(out: &mut dyn Write, config: &Config) -> anyhow::Result<()> {
         writeln!(out, "eBPF: off (ebpf.enabled)")?;
         return Ok(());
     }
-    let is_in_use = probes::is_in_use();
+    let rival = Rival::find();
     // The programs are taken away again at once.
     let (probes, report) = Probes::open(&Settings::new(&config.ebpf, config.excluded_ports()));
     for Capability { name, problem, lost } in report {
@@ -56,8 +56,8 @@ fn inside(out: &mut dyn Write, config: &Config) -> anyhow::Result<()> {
         Some(probes) => writeln!(out, "eBPF: requests are seen in processes, by {}", probes.step().name())?,
         None => writeln!(out, "eBPF: no; requests are seen in packets alone")?,
     }
-    if is_in_use {
-        writeln!(out, "eBPF: another agent uses it on this host now; a second one keeps to packets")?;
+    if let Some(rival) = rival {
+        writeln!(out, "eBPF: {rival} now; a second one keeps to packets")?;
     }
     Ok(())
 }

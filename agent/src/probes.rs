@@ -8,6 +8,7 @@ mod constants;
 mod costs;
 mod libraries;
 mod plain;
+mod rivals;
 mod types;
 
 use std::borrow::Cow;
@@ -15,21 +16,20 @@ use std::borrow::Cow;
 use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, ProgramError, RawTracePoint, loaded_programs},
+    programs::{BtfTracePoint, ProgramError, RawTracePoint},
 };
 use bpf_abi::{counter, verdict};
 
 pub use self::costs::{ProgramCost, program_costs};
 
 use self::plain::PlainProbes;
+pub use self::rivals::{Rival, holder, loaded_program_ids};
 use self::types::Types;
 use crate::config;
 
 /// The programs, as `./dev bpf` builds them from `bpf/probes`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/object/probes.o");
 
-/// Name of a program that an agent loads in any case.
-const MARK: &str = "set_state";
 /// Records taken in one go: bounds how long other work of the thread waits.
 const RECORDS_MAX: usize = 16_384;
 
@@ -98,13 +98,30 @@ pub enum Step {
     SocketLayer,
     /// The end of every system call.
     CallEnd,
+    /// Their beginning, too, and nothing that needs types of the kernel at the place of a program.
+    CallBoth,
 }
 
 impl Step {
+    /// The ladder.
+    pub const ALL: [Self; 3] = [Self::SocketLayer, Self::CallEnd, Self::CallBoth];
+
     pub fn name(self) -> &'static str {
         match self {
             Self::SocketLayer => "socket tracepoints (sock_send_length, sock_recv_length)",
             Self::CallEnd => "end of system calls (sys_exit)",
+            Self::CallBoth => "beginning and end of system calls (raw sys_enter, sys_exit)",
+        }
+    }
+
+    /// What is lost without it: the next step is taken.
+    fn lost(self) -> &'static str {
+        match self {
+            Self::SocketLayer => {
+                "the end of every system call of the host is looked at instead: about 0.1 us each; what goes through io_uring stays unseen"
+            }
+            Self::CallEnd => "their beginning is looked at, too: about twice the cost",
+            Self::CallBoth => ALL_LOST,
         }
     }
 }
@@ -176,22 +193,15 @@ impl Probes {
                 return (None, report);
             }
         };
-        let steps = [
-            (
-                Step::SocketLayer,
-                "the end of every system call of the host is looked at instead: about 0.1 us each",
-            ),
-            (Step::CallEnd, ALL_LOST),
-        ];
         let mut found = None;
-        for (step, lost) in steps {
-            if found.is_some() || (settings.first_step == Step::CallEnd && step == Step::SocketLayer) {
-                continue;
-            }
+        for step in Step::ALL.into_iter().skip_while(|step| *step != settings.first_step) {
             let result = Self::load(settings, step, &btf);
             let problem = result.as_ref().err().cloned();
-            report.push(Capability { name: step.name(), problem, lost });
+            report.push(Capability { name: step.name(), problem, lost: step.lost() });
             found = result.ok();
+            if found.is_some() {
+                break;
+            }
         }
         let Some(mut probes) = found else { return (None, report) };
         probes.attach_threads(&btf.library, &mut report);
@@ -210,7 +220,7 @@ impl Probes {
     }
 
     fn load(settings: &Settings, step: Step, btf: &KernelTypes) -> Result<Self, String> {
-        let by_address = step == Step::CallEnd;
+        let by_address = step != Step::SocketLayer;
         let constants = Types::parse(&btf.bytes)
             .and_then(|types| constants::constants(&types, settings, std::process::id(), by_address))
             .map_err(|error| error.to_string())?;
@@ -224,14 +234,7 @@ impl Probes {
             .map_max_entries("EVENTS", settings.ring_bytes)
             .load(OBJECT)
             .map_err(|error| explain(&error))?;
-        trace_btf(&mut ebpf, "set_state", "inet_sock_set_state", &btf.library)?;
-        match step {
-            Step::SocketLayer => {
-                trace_btf(&mut ebpf, "send_length", "sock_send_length", &btf.library)?;
-                trace_btf(&mut ebpf, "recv_length", "sock_recv_length", &btf.library)?;
-            }
-            Step::CallEnd => trace_raw(&mut ebpf, "sys_exit", "sys_exit")?,
-        }
+        attach(&mut ebpf, step, &btf.library)?;
         let mut take =
             |name: &str| ebpf.take_map(name).ok_or_else(|| format!("the object has no map {name}"));
         Ok(Self {
@@ -246,8 +249,13 @@ impl Probes {
     }
 
     fn attach_threads(&mut self, btf: &Btf, report: &mut Vec<Capability>) {
-        let result = trace_btf(&mut self.ebpf, "thread_exit", "sched_process_exit", btf)
-            .and_then(|()| trace_btf(&mut self.ebpf, "exec", "sched_process_exec", btf));
+        let ebpf = &mut self.ebpf;
+        let result = match self.step {
+            Step::SocketLayer | Step::CallEnd => trace_btf(ebpf, "thread_exit", "sched_process_exit", btf)
+                .and_then(|()| trace_btf(ebpf, "exec", "sched_process_exec", btf)),
+            Step::CallBoth => trace_raw(ebpf, "thread_exit_raw", "sched_process_exit")
+                .and_then(|()| trace_raw(ebpf, "exec_raw", "sched_process_exec")),
+        };
         report.push(Capability {
             name: "ends of threads, new programs (sched_process_exit, sched_process_exec)",
             problem: result.err(),
@@ -308,6 +316,20 @@ impl Probes {
         self.plain.as_ref().is_some_and(|plain| plain.looks_into(pid))
     }
 
+    /// Tries the ladder where no other agent's programs are in the kernel: two would see everything twice.
+    pub fn open_alone(settings: &Settings) -> Result<(Option<Self>, Vec<Capability>), Rival> {
+        if let Some(rival) = rivals::find(&[], u32::MAX) {
+            return Err(rival);
+        }
+        let (probes, report) = Self::open(settings);
+        // Of two that begin in the same moment, the one stays whose programs have the smaller numbers.
+        let own = probes.as_ref().map(Self::program_ids).unwrap_or_default();
+        match own.iter().min().and_then(|first| rivals::find(&own, *first)) {
+            Some(rival) => Err(rival),
+            None => Ok((probes, report)),
+        }
+    }
+
     /// The kernel's numbers of the programs that are loaded.
     pub fn program_ids(&self) -> Vec<u32> {
         self.ebpf.programs().filter_map(|(_, program)| Some(program.info().ok()?.id())).collect()
@@ -324,16 +346,6 @@ const ALL_LOST: &str = "requests are seen in packets alone: no TLS, no threads, 
 const TLS: &str = "TLS libraries (uprobes)";
 const TLS_LOST: &str = "requests inside TLS stay unseen";
 
-/// Whether another agent's programs are in the kernel. Without the right to look, there is no right to load either.
-pub fn is_in_use() -> bool {
-    loaded_programs().filter_map(Result::ok).any(|program| program.name_as_str() == Some(MARK))
-}
-
-/// Numbers of all programs in the kernel, whoever loaded them.
-pub fn loaded_program_ids() -> Vec<u32> {
-    loaded_programs().filter_map(Result::ok).map(|program| program.id()).collect()
-}
-
 struct KernelTypes {
     bytes: Vec<u8>,
     library: Btf,
@@ -347,9 +359,35 @@ fn kernel_types() -> Result<KernelTypes, String> {
     Ok(KernelTypes { bytes, library })
 }
 
+/// The programs of a step. What a kernel may lack comes first: nothing else need be loaded then.
+fn attach(ebpf: &mut Ebpf, step: Step, btf: &Btf) -> Result<(), String> {
+    match step {
+        Step::SocketLayer => {
+            trace_btf(ebpf, "send_length", "sock_send_length", btf)?;
+            trace_btf(ebpf, "recv_length", "sock_recv_length", btf)?;
+            trace_btf(ebpf, "set_state", "inet_sock_set_state", btf)
+        }
+        Step::CallEnd => {
+            trace_btf(ebpf, "set_state", "inet_sock_set_state", btf)?;
+            trace_raw(ebpf, "sys_exit", "sys_exit")
+        }
+        Step::CallBoth => {
+            trace_raw(ebpf, "set_state_raw", "inet_sock_set_state")?;
+            trace_raw(ebpf, "call_ends", "sys_exit")?;
+            trace_raw(ebpf, "call_begins", "sys_enter")
+        }
+    }
+}
+
 fn trace_btf(ebpf: &mut Ebpf, program: &str, tracepoint: &str, btf: &Btf) -> Result<(), String> {
     let program: &mut BtfTracePoint = find(ebpf, program)?;
-    program.load(tracepoint, btf).and_then(|()| program.attach().map(drop)).map_err(|error| explain(&error))
+    program.load(tracepoint, btf).and_then(|()| program.attach().map(drop)).map_err(|error| {
+        let problem = explain(&error);
+        if problem.contains("unknown BTF type") {
+            return format!("this kernel has no tracepoint {tracepoint}");
+        }
+        problem
+    })
 }
 
 fn trace_raw(ebpf: &mut Ebpf, program: &str, tracepoint: &str) -> Result<(), String> {

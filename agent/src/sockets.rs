@@ -89,7 +89,7 @@ pub enum Judgement {
 pub struct Counters {
     /// Events of sockets beyond the bound.
     pub excess: u64,
-    /// Plain text whose socket was not found.
+    /// Plain text, and last bytes of connections that were reset, whose socket was not found.
     pub unplaced: u64,
     /// Streams of which bytes were not seen.
     pub gaps: u64,
@@ -253,6 +253,16 @@ impl Sockets {
         out: &mut Vec<Call>,
     ) {
         let now = self.moment(time);
+        // What is sent may come back as a reset before the call ends, and a socket that was reset has no port any more.
+        let is_reset = ends.transport == Transport::Tcp && ends.local.port() == 0;
+        let ends = match self.sockets.get(&key) {
+            Some(known) if is_reset => known.ends,
+            None if is_reset => {
+                self.counters.unplaced += 1;
+                return;
+            }
+            _ => ends,
+        };
         let is_out = data.way == Way::Out;
         let touch = Touch { time, socket: key.socket, is_out, tcp_seq };
         self.threads.at(data.task.thread, time).touch(touch);

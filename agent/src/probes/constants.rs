@@ -45,7 +45,7 @@ const COMMON: [(&str, u32); 6] = [
 ];
 
 /// Where each constant comes from.
-const FIELDS: [(usize, &str, &str); 13] = [
+const FIELDS: [(usize, &str, &str); 14] = [
     (constant::SOCK_V6_ADDRESSES, "sock", "__sk_common.skc_v6_daddr"),
     (constant::SOCK_PROTOCOL, "sock", "sk_protocol"),
     (constant::TCP_WRITE_SEQ, "tcp_sock", "write_seq"),
@@ -59,6 +59,7 @@ const FIELDS: [(usize, &str, &str); 13] = [
     (constant::FILE_PRIVATE, "file", "private_data"),
     (constant::INODE_MODE, "inode", "i_mode"),
     (constant::SOCKET_SK, "socket", "sk"),
+    (constant::SOCK_SOCKET, "sock", "sk_socket"),
 ];
 
 /// The array `CONSTANTS` of the programs.

@@ -27,7 +27,7 @@ use crate::{
     guard::{Level, Shedding},
     metrics::{Metrics, reason},
     pipeline::{PIECE_ROWS, Piece},
-    probes::{self, Capability, Losses, Probes, Settings, Verdict},
+    probes::{Capability, Losses, Probes, Settings, Verdict},
     sockets::{self, Judgement, Sockets},
 };
 
@@ -55,15 +55,18 @@ impl Inside {
         if config.ebpf.enabled == Enabled::Off {
             return Ok(None);
         }
-        if probes::is_in_use() {
-            let problem =
-                "another agent looks into the processes of this host: two would see everything twice";
-            anyhow::ensure!(!required, "{problem} (ebpf.enabled = \"required\")");
-            tracing::warn!("{problem}; this one keeps to packets");
-            return Ok(None);
-        }
         let settings = Settings::new(&config.ebpf, config.excluded_ports());
-        let (probes, report) = Probes::open(&settings);
+        let (probes, report) = match Probes::open_alone(&settings) {
+            Ok(opened) => opened,
+            Err(rival) => {
+                anyhow::ensure!(
+                    !required,
+                    "{rival}: stop it first, or let this one keep to packets (ebpf.enabled = \"auto\")"
+                );
+                tracing::warn!("{rival}: two would see everything twice, so this one keeps to packets");
+                return Ok(None);
+            }
+        };
         let is_there = probes.is_some();
         for Capability { name, problem, lost } in report {
             if let Some(problem) = problem {
@@ -170,8 +173,7 @@ impl Thread {
             && may_look
             && self.looked.is_none_or(|at| at.elapsed() >= LOOK_INTERVAL)
         {
-            let (probes, _) = Probes::open(&self.settings);
-            self.probes = probes;
+            self.probes = Probes::open_alone(&self.settings).ok().and_then(|(probes, _)| probes);
             self.counted = Losses::default();
             self.verdicts.clear();
         }

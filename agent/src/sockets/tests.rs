@@ -99,6 +99,24 @@ fn both_processes_see_a_request_with_the_same_numbers() {
 }
 
 #[test]
+fn the_last_bytes_of_a_connection_that_was_reset_belong_to_it() {
+    let mut host = Host::new();
+    let reset = |socket: u64| SocketEnds { local: "127.0.0.1:0".parse().unwrap(), ..Host::ends(socket) };
+    let task = Task { pid: 2, thread: 20 };
+    let data = Data { way: Way::Out, task, length: OK.len() as u32, payload: OK };
+    host.open(101);
+    host.transfer(101, 20, Way::In, GET);
+    let time = host.now;
+    host.event(Event::Closed { time, socket: 101 });
+    host.event(Event::Transfer { time, socket: 101, ends: reset(101), tcp_seq: 7_000, data });
+    let call = host.call();
+    assert_eq!((call.facts.ends.server_port, call.session.l7_type), (801, L7Type::Session));
+    // Of a socket that is not known, nothing can be said.
+    host.event(Event::Transfer { time, socket: 102, ends: reset(102), tcp_seq: 7_000, data });
+    assert_eq!((host.sockets.len(), host.sockets.counters().unplaced), (1, 1));
+}
+
+#[test]
 fn what_a_thread_asks_while_it_works_for_a_request_is_linked_to_it() {
     let mut host = Host::new();
     for socket in [101, 2, 3] {

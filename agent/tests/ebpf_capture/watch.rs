@@ -7,11 +7,17 @@ use std::time::{Duration, Instant};
 
 use metaflow_agent::clock;
 use metaflow_agent::events;
-use metaflow_agent::probes::{Probes, Settings, Verdict};
+use metaflow_agent::probes::{Losses, Probes, Settings, Step, Verdict};
 use metaflow_agent::sockets::{Call, Config, Judgement, Sockets};
 
 /// The machine is shared: patience costs nothing where all goes well.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Whether this kernel has what the first step needs: it names its tracepoints among its types.
+pub(crate) fn has_socket_tracepoints() -> bool {
+    let types = std::fs::read("/sys/kernel/btf/vmlinux").unwrap();
+    memchr::memmem::find(&types, b"\0btf_trace_sock_send_length\0").is_some()
+}
 
 pub(crate) struct Watch {
     probes: Probes,
@@ -24,7 +30,11 @@ impl Watch {
     pub(crate) fn start(settings: Settings) -> Self {
         let (probes, report) = Probes::open(&settings);
         let probes = probes.unwrap_or_else(|| panic!("{report:#?}"));
-        assert_eq!(probes.step(), settings.first_step, "{report:#?}");
+        let expected = match settings.first_step {
+            Step::SocketLayer if !has_socket_tracepoints() => Step::CallEnd,
+            step => step,
+        };
+        assert_eq!(probes.step(), expected, "{report:#?}");
         let config =
             Config { sockets_max: 65_536, session: Arc::default(), tls: settings.tls, trace_base: 0 };
         let mut sockets = Sockets::new(config);
@@ -104,6 +114,14 @@ impl Watch {
     /// Until the TLS library of a program is found.
     pub(crate) fn wait_for_libraries(&mut self, served: &Served) {
         self.until(|watch| watch.probes.looks_into(served.id()));
+    }
+
+    pub(crate) fn step(&self) -> Step {
+        self.probes.step()
+    }
+
+    pub(crate) fn losses(&self) -> Losses {
+        self.probes.losses()
     }
 
     pub(crate) fn program_ids(&self) -> Vec<u32> {

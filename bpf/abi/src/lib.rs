@@ -126,7 +126,9 @@ pub mod constant {
     pub const BY_ADDRESS: usize = 39;
     /// Whether only included ports are looked at.
     pub const ONLY_PORTS: usize = 40;
-    pub const COUNT: usize = 41;
+    /// The `struct socket` of a `struct sock`.
+    pub const SOCK_SOCKET: usize = 41;
+    pub const COUNT: usize = 42;
 }
 
 /// What the agent says about a socket or a process (values of the maps `SOCKETS` and `PROCESSES`).

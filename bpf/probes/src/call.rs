@@ -8,6 +8,7 @@ use crate::maps::{MESSAGES, constant};
 
 /// Where the bytes of a transfer are.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub(crate) struct Buffers {
     /// One buffer, if there is no list.
     pub(crate) buffer: u64,
@@ -86,8 +87,9 @@ pub(crate) fn buffers(registers: *const u8, number: u32, thread: u32, at: Option
     }
 }
 
+/// Of a `msghdr`.
 #[inline(always)]
-fn message(at: u64) -> Buffers {
+pub(crate) fn message(at: u64) -> Buffers {
     match read_user::<Message>(at) {
         Some(Message { name, vectors, count, .. }) => Buffers { buffer: 0, vectors, count, name },
         None => Buffers::NONE,

@@ -9,6 +9,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod begun;
 mod call;
 mod kernel;
 mod maps;

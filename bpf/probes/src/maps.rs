@@ -20,6 +20,10 @@ pub(crate) static PROCESSES: HashMap<u32, u32> = HashMap::with_max_entries(8_192
 #[map]
 pub(crate) static MESSAGES: LruHashMap<u32, u32> = LruHashMap::with_max_entries(8_192, 0);
 
+/// System calls that began and have not ended, where the end alone does not tell. Entries stay for the next call of their thread.
+#[map]
+pub(crate) static CALLS: LruHashMap<u32, crate::begun::Call> = LruHashMap::with_max_entries(16_384, 0);
+
 /// Calls into TLS libraries that have not returned. Entries stay for the next call of their thread.
 #[map]
 pub(crate) static TLS_CALLS: LruHashMap<u32, crate::tls::Call> = LruHashMap::with_max_entries(16_384, 0);

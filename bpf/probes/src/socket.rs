@@ -1,8 +1,8 @@
 //! What a socket is: its ends, its protocol, its place in the stream; and connections that begin and end.
 
 use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
-use aya_ebpf::macros::btf_tracepoint;
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use bpf_abi::{Header, constant, flag, kind};
 
 use crate::kernel::read;
@@ -113,6 +113,13 @@ impl Socket {
     }
 }
 
+/// Sequence number of the next byte that will be sent, or read; TCP alone.
+#[inline(always)]
+pub(crate) fn next_sequence(sk: *const u8, kind: u8) -> u32 {
+    let index = if kind == kind::SEND { constant::TCP_WRITE_SEQ } else { constant::TCP_COPIED_SEQ };
+    read(sk, constant(index)).unwrap_or(0)
+}
+
 /// The key of a socket that the kernel handed over itself: its cookie, which is never used again. Where not all programs can ask for
 /// it, its address.
 #[inline(always)]
@@ -126,17 +133,28 @@ pub(crate) fn key(sk: *const u8) -> u64 {
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub(crate) fn set_state(ctx: BtfTracePointContext) -> i32 {
-    let (before, after): (i32, i32) = (ctx.arg(1), ctx.arg(2));
+    change(ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    0
+}
+
+/// The same without types of the kernel.
+#[raw_tracepoint(tracepoint = "inet_sock_set_state")]
+pub(crate) fn set_state_raw(ctx: RawTracePointContext) -> i32 {
+    change(ctx.arg(0), ctx.arg(1), ctx.arg(2));
+    0
+}
+
+#[inline(always)]
+fn change(sk: *const u8, before: i32, after: i32) {
     let (kind, flags) = match (before, after) {
         (TCP_SYN_SENT, TCP_ESTABLISHED) => (kind::OPENED, flag::CLIENT),
         (_, TCP_ESTABLISHED) => (kind::OPENED, flag::SERVER),
         (_, TCP_CLOSE) => (kind::CLOSED, 0),
-        _ => return 0,
+        _ => return,
     };
-    let sk: *const u8 = ctx.arg(0);
-    let Some(socket) = Socket::read(sk) else { return 0 };
+    let Some(socket) = Socket::read(sk) else { return };
     if !socket.is_connected() {
-        return 0;
+        return;
     }
     let key = key(sk);
     record::submit_short(|header| {
@@ -145,5 +163,4 @@ pub(crate) fn set_state(ctx: BtfTracePointContext) -> i32 {
         header.socket = key;
         socket.describe(header);
     });
-    0
 }

@@ -1,7 +1,7 @@
 //! Threads that end, and processes that become another program.
 
-use aya_ebpf::macros::btf_tracepoint;
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
+use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use bpf_abi::kind;
 
 use crate::record::{self, Task};
@@ -14,6 +14,18 @@ pub(crate) fn thread_exit(_: BtfTracePointContext) -> i32 {
 
 #[btf_tracepoint(function = "sched_process_exec")]
 pub(crate) fn exec(_: BtfTracePointContext) -> i32 {
+    submit(kind::EXEC);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exit")]
+pub(crate) fn thread_exit_raw(_: RawTracePointContext) -> i32 {
+    submit(kind::THREAD_EXIT);
+    0
+}
+
+#[raw_tracepoint(tracepoint = "sched_process_exec")]
+pub(crate) fn exec_raw(_: RawTracePointContext) -> i32 {
     submit(kind::EXEC);
     0
 }

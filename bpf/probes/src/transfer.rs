@@ -12,7 +12,7 @@ use crate::call::{self, Buffers};
 use crate::kernel::{masked, read, read_user};
 use crate::maps::{SOCKETS, constant, count};
 use crate::record::{self, NO_WAKEUP, Task};
-use crate::socket::{self, AF_INET, Socket};
+use crate::socket::{self, AF_INET, IPPROTO_TCP, Socket};
 
 const MSG_PEEK: i32 = 0x2;
 const MSG_ERRQUEUE: i32 = 0x2000;
@@ -51,9 +51,20 @@ fn length(sk: *const u8, result: i32, kind: u8) {
     let registers = call::current_registers();
     let number = call::number(registers);
     // The address of who sent a datagram is written after this tracepoint.
-    let transfer =
-        Transfer { kind, key: socket::key(sk), length: result as u32, has_name: kind == kind::SEND };
-    transfer.submit(&socket, task, call::buffers(registers, number, task.thread, None));
+    let transfer = Transfer {
+        kind,
+        key: socket::key(sk),
+        length: result as u32,
+        has_name: kind == kind::SEND,
+        begun: Begun::NOT,
+    };
+    // The kernel sends and receives for others, too, while a task is in a call or has just ended one: io_uring, network file systems.
+    let buffers = if kind_of(number) == Some(kind) && is_descriptor_of(call::argument(registers, 0) as u32, sk) {
+        call::buffers(registers, number, task.thread, None)
+    } else {
+        Buffers::NONE
+    };
+    transfer.submit(&socket, task, buffers);
 }
 
 #[raw_tracepoint(tracepoint = "sys_exit")]
@@ -72,7 +83,7 @@ pub(crate) fn sys_exit(ctx: RawTracePointContext) -> i32 {
 
 /// Whether a call sends or receives; none for all others.
 #[inline(always)]
-fn kind_of(number: u32) -> Option<u8> {
+pub(crate) fn kind_of(number: u32) -> Option<u8> {
     let is = |index: usize| number == constant(index);
     let sends = is(constant::NR_WRITE)
         || is(constant::NR_SENDTO)
@@ -97,44 +108,40 @@ fn kind_of(number: u32) -> Option<u8> {
 #[inline(always)]
 fn exit(registers: *const u8, number: u32, kind: u8, result: u32) {
     let Some(task) = Task::of_interest() else { return };
+    if is_passed_over(registers, number) {
+        return;
+    }
+    let Some(sk) = socket_of(call::argument(registers, 0) as u32) else { return };
+    let Some(socket) = Socket::read(sk) else { return };
+    let transfer = Transfer { kind, key: sk as u64, length: result, has_name: true, begun: Begun::NOT };
+    if !is_of_several(number) {
+        transfer.submit(&socket, task, call::buffers(registers, number, task.thread, Some(0)));
+    } else {
+        transfer.submit_messages(&socket, task, call::argument(registers, 1));
+    }
+}
+
+/// Whether a call only looks at data, or at errors.
+#[inline(always)]
+pub(crate) fn is_passed_over(registers: *const u8, number: u32) -> bool {
     let flags = match number {
         number if number == constant(constant::NR_RECVFROM) => call::argument(registers, 3),
         number if number == constant(constant::NR_RECVMSG) => call::argument(registers, 2),
         _ => 0,
     };
-    if flags as i32 & (MSG_PEEK | MSG_ERRQUEUE) != 0 {
-        return;
-    }
-    let Some(sk) = socket_of(call::argument(registers, 0) as u32) else { return };
-    let Some(socket) = Socket::read(sk) else { return };
-    let transfer = Transfer { kind, key: sk as u64, length: result, has_name: true };
-    if number != constant(constant::NR_SENDMMSG) && number != constant(constant::NR_RECVMMSG) {
-        transfer.submit(&socket, task, call::buffers(registers, number, task.thread, Some(0)));
-        return;
-    }
-    for at in 0..MESSAGES_MAX {
-        if at >= result {
-            break;
-        }
-        let message = call::argument(registers, 1).wrapping_add(u64::from(at) * call::MESSAGES_STRIDE);
-        let Some(length) = read_user::<u32>(message.wrapping_add(call::MESSAGE_LENGTH)) else { break };
-        let buffers = call::buffers(registers, number, task.thread, Some(at));
-        Transfer { length, ..transfer }.submit(&socket, task, buffers);
-    }
+    flags as i32 & (MSG_PEEK | MSG_ERRQUEUE) != 0
+}
+
+/// Whether a call transfers several messages.
+#[inline(always)]
+pub(crate) fn is_of_several(number: u32) -> bool {
+    number == constant(constant::NR_SENDMMSG) || number == constant(constant::NR_RECVMMSG)
 }
 
 /// The socket behind a descriptor of the current task.
 #[inline(always)]
-fn socket_of(descriptor: u32) -> Option<*const u8> {
-    // SAFETY: no arguments.
-    let task = unsafe { aya_ebpf::helpers::generated::bpf_get_current_task() } as *const u8;
-    let files: *const u8 = read(task, constant(constant::TASK_FILES))?;
-    let table: *const u8 = read(files, constant(constant::FILES_FDT))?;
-    if descriptor >= read::<u32>(table, constant(constant::FDT_MAX))? {
-        return None;
-    }
-    let descriptors: *const u8 = read(table, constant(constant::FDT_FD))?;
-    let file: *const u8 = read(descriptors.wrapping_add(descriptor as usize * 8), 0)?;
+pub(crate) fn socket_of(descriptor: u32) -> Option<*const u8> {
+    let file = file_of(descriptor)?;
     let inode: *const u8 = read(file, constant(constant::FILE_INODE))?;
     let mode: u16 = read(inode, constant(constant::INODE_MODE))?;
     if mode & S_IFMT != S_IFSOCK {
@@ -144,18 +151,52 @@ fn socket_of(descriptor: u32) -> Option<*const u8> {
     read(socket, constant(constant::SOCKET_SK))
 }
 
+/// Whether a descriptor of the current task is that of a socket.
+#[inline(always)]
+fn is_descriptor_of(descriptor: u32, sk: *const u8) -> bool {
+    let Some(file) = file_of(descriptor) else { return false };
+    let Some(behind) = read::<u64>(file, constant(constant::FILE_PRIVATE)) else { return false };
+    behind != 0 && read::<u64>(sk, constant(constant::SOCK_SOCKET)) == Some(behind)
+}
+
+/// What a descriptor of the current task stands for.
+#[inline(always)]
+fn file_of(descriptor: u32) -> Option<*const u8> {
+    // SAFETY: no arguments.
+    let task = unsafe { aya_ebpf::helpers::generated::bpf_get_current_task() } as *const u8;
+    let files: *const u8 = read(task, constant(constant::TASK_FILES))?;
+    let table: *const u8 = read(files, constant(constant::FILES_FDT))?;
+    if descriptor >= read::<u32>(table, constant(constant::FDT_MAX))? {
+        return None;
+    }
+    let descriptors: *const u8 = read(table, constant(constant::FDT_FD))?;
+    read(descriptors.wrapping_add(descriptor as usize * 8), 0)
+}
+
+/// The sequence number before a call, where it was looked at.
 #[derive(Clone, Copy)]
-struct Transfer {
-    kind: u8,
-    key: u64,
-    length: u32,
+pub(crate) struct Begun {
+    pub(crate) is_known: bool,
+    pub(crate) sequence: u32,
+}
+
+impl Begun {
+    const NOT: Self = Self { is_known: false, sequence: 0 };
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Transfer {
+    pub(crate) kind: u8,
+    pub(crate) key: u64,
+    pub(crate) length: u32,
     /// The address of the other end is where the call says.
-    has_name: bool,
+    pub(crate) has_name: bool,
+    pub(crate) begun: Begun,
 }
 
 impl Transfer {
     #[inline(always)]
-    fn submit(self, socket: &Socket, task: Task, buffers: Buffers) {
+    pub(crate) fn submit(self, socket: &Socket, task: Task, buffers: Buffers) {
         // SAFETY: a copy is taken at once.
         let verdict = unsafe { SOCKETS.get(self.key) }.copied().unwrap_or(0);
         if verdict == verdict::IGNORE {
@@ -171,6 +212,19 @@ impl Transfer {
             self.submit_with::<SMALL>(socket, task, buffers, wanted);
         } else {
             self.submit_with::<LARGE>(socket, task, buffers, wanted);
+        }
+    }
+
+    /// Of a call for several messages, which begin at `messages`; `length` is their number.
+    #[inline(always)]
+    pub(crate) fn submit_messages(self, socket: &Socket, task: Task, messages: u64) {
+        for at in 0..MESSAGES_MAX {
+            if at >= self.length {
+                break;
+            }
+            let message = messages.wrapping_add(u64::from(at) * call::MESSAGES_STRIDE);
+            let Some(length) = read_user::<u32>(message.wrapping_add(call::MESSAGE_LENGTH)) else { break };
+            Self { length, ..self }.submit(socket, task, call::message(message));
         }
     }
 
@@ -212,7 +266,11 @@ impl Transfer {
         header.length = self.length;
         header.pid = task.pid;
         header.thread = task.thread;
-        header.tcp_seq = socket.sequence(self.kind, self.length);
+        header.tcp_seq = if self.begun.is_known && socket.protocol == IPPROTO_TCP {
+            self.begun.sequence
+        } else {
+            socket.sequence(self.kind, self.length)
+        };
         socket.describe(header);
         if !socket.is_connected() && !(self.has_name && other_end(header, name)) {
             header.flags |= flag::NO_REMOTE;

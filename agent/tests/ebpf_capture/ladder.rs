@@ -1,0 +1,104 @@
+//! Every step of the ladder that this kernel has, one after another made the best one, and packets alone: the same rows come out.
+
+use std::time::{Duration, Instant};
+
+use metaflow_agent::capture::{LiveConfig, LiveSource, Source};
+use metaflow_agent::flow::{self, FlowTable, Output};
+use metaflow_agent::packet::decode;
+use metaflow_agent::probes::{Settings, Step};
+use metaflow_agent::session::Session;
+use metaflow_agent::sockets::Call;
+use metaflow_schema::enums::ObservationPoint;
+
+use super::PAIR;
+use super::watch::{Watch, has_socket_tracepoints};
+
+const REQUESTS: usize = 20;
+
+/// What a row says: path, code, sequence numbers of request and response.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct Row {
+    number: u32,
+    code: i32,
+    request: u32,
+    response: u32,
+}
+
+impl Row {
+    fn new(session: &Session) -> Self {
+        Self {
+            number: session.request_resource.trim_start_matches('/').parse().unwrap(),
+            code: session.response_code,
+            request: session.req_tcp_seq,
+            response: session.resp_tcp_seq,
+        }
+    }
+}
+
+fn sorted(rows: impl Iterator<Item = Row>) -> Vec<Row> {
+    let mut rows: Vec<Row> = rows.collect();
+    rows.sort();
+    rows
+}
+
+/// What packets say of the requests to a port.
+fn from_packets(source: &mut LiveSource, port: u16) -> Vec<Row> {
+    let mut table = FlowTable::new(flow::Config::default());
+    let mut output = Output::default();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        source
+            .poll(Duration::from_millis(100), &mut |frame| {
+                if let Ok(packet) = decode(frame) {
+                    table.packet(&packet, &mut output);
+                }
+            })
+            .unwrap();
+        let of_port = output.sessions.iter().filter(|(facts, _)| facts.ends.server_port == port);
+        let rows = sorted(of_port.map(|(_, session)| Row::new(session)));
+        if rows.len() >= REQUESTS {
+            return rows;
+        }
+        assert!(Instant::now() < deadline, "{rows:?}: {:?}", source.statistics());
+    }
+}
+
+/// Where the numbers of a connection begin differs from one to the next.
+fn from_zero(rows: &[Row]) -> Vec<Row> {
+    let (request, response) = (rows[0].request, rows[0].response);
+    let moved = rows.iter().map(|row| Row {
+        request: row.request.wrapping_sub(request),
+        response: row.response.wrapping_sub(response),
+        ..row.clone()
+    });
+    moved.collect()
+}
+
+fn check(step: Step) -> Vec<Row> {
+    let mut watch = Watch::start(Settings { first_step: step, tls: false, ..Settings::default() });
+    assert_eq!(watch.step(), step);
+    let config = LiveConfig { interfaces: vec!["lo".to_owned()], ..LiveConfig::default() };
+    let mut packets = LiveSource::open(config).unwrap();
+    let port: u16 = watch.python(PAIR, &["127.0.0.1", &REQUESTS.to_string()]).trim().parse().unwrap();
+    let calls = watch.calls_until(port, 2 * REQUESTS);
+    let expected = from_packets(&mut packets, port);
+    for point in [ObservationPoint::ClientProcess, ObservationPoint::ServerProcess] {
+        let of_point = calls.iter().filter(|call| call.point == point);
+        assert_eq!(sorted(of_point.map(|call| Row::new(&call.session))), expected, "{step:?} {point:?}");
+    }
+    let is_told = |call: &Call| call.client_pid != 0 && call.client_pid == call.server_pid;
+    assert!(calls.iter().all(is_told), "{step:?} {calls:#?}");
+    assert!(calls.iter().all(|call| !call.threads.contains(&0)), "{step:?} {calls:#?}");
+    from_zero(&expected)
+}
+
+#[test]
+fn every_step_gives_the_same_rows_as_root() {
+    let steps = Step::ALL.into_iter().filter(|step| *step != Step::SocketLayer || has_socket_tracepoints());
+    let rows: Vec<_> = steps.map(|step| (step, check(step))).collect();
+    assert!(rows.len() >= 2);
+    for (step, rows_of_step) in &rows {
+        assert_eq!(*rows_of_step, rows[0].1, "{step:?}");
+        assert_eq!(rows_of_step.iter().map(|row| row.number).max(), Some(REQUESTS as u32 - 1));
+    }
+}
