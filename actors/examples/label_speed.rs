@@ -208,6 +208,7 @@ fn columns() -> Columns {
         syscall_thread_1: random.column(30_000),
         syscall_coroutine_0: random.wide(1 << 20),
         syscall_coroutine_1: random.wide(1 << 20),
+        syscall_trace_source: random.column(4),
     };
     let addresses = (0..=255).map(|last| vec![10, 0, 0, last]).collect();
     Columns { strings: texts.0, addresses, rows: Some(wire::columns::Rows::L7FlowLog(rows)) }

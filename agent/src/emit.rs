@@ -151,13 +151,14 @@ impl Emitter {
             self.session(&place, &facts, &session, Origin::Packets, now);
         }
         for call in output.calls.drain(..) {
-            let Call { facts, point, client_pid, server_pid, threads, traces, session } = call;
+            let Call { facts, point, client_pid, server_pid, threads, traces, source, session } = call;
             let place = Place::of_process(&facts, point, [client_pid, server_pid], basis);
+            let origin = Origin::Process { threads, traces, source };
             if place.is_own(basis) {
                 self.counters.own += 1;
                 continue;
             }
-            self.session(&place, &facts, &session, Origin::Process { threads, traces }, now);
+            self.session(&place, &facts, &session, origin, now);
         }
         for report in output.logs.drain(..) {
             let place = self.notes.place(&report.facts, now, basis);

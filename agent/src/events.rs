@@ -70,6 +70,12 @@ pub enum Event<'a> {
         ends: SocketEnds,
         is_client: bool,
     },
+    /// A thread begins a connection.
+    Connecting {
+        time: u64,
+        socket: u64,
+        task: Task,
+    },
     Closed {
         time: u64,
         socket: u64,
@@ -120,6 +126,7 @@ pub fn read(record: &[u8]) -> Result<Event<'_>, Unusable> {
             let is_client = header.flags & flag::CLIENT != 0;
             Ok(Event::Opened { time, socket, ends: ends(&header)?, is_client })
         }
+        kind::CONNECTING => Ok(Event::Connecting { time, socket, task }),
         kind::CLOSED => Ok(Event::Closed { time, socket }),
         kind::THREAD_EXIT => Ok(Event::ThreadExit { task }),
         kind::EXEC => Ok(Event::Exec { task }),

@@ -5,7 +5,10 @@
 //! Which request causes which is told by threads. A request that comes in gets a number of its own (`trace`), and its thread works for it
 //! from then on; what the thread sends to others carries the number, and so does the answer to that, which makes the thread that
 //! reads it work for the number again (so event loops come out right that handle one event at a time); when the response is complete, the
-//! thread works for nothing. It is kept here, and not in the kernel: the events of a thread come in order, and here it is known when a
+//! thread works for nothing. Processes that work for several requests on one thread are told from others (`loops`): what they send is put to a
+//! request in the same way, but the row says that it is a guess.
+//!
+//! It is kept here, and not in the kernel: the events of a thread come in order, and here it is known when a
 //! response is complete, which is what keeps requests apart that follow one another on a thread.
 //!
 //! TLS: a library hands over plain text and the address of its session. The socket is the one that the same thread used while it was in the
@@ -13,6 +16,8 @@
 //!
 //! Leaves out: how events come (`probes`, `events`), counting each request once (`emit`).
 
+mod frames;
+mod loops;
 mod socket;
 mod stream;
 #[cfg(test)]
@@ -23,13 +28,14 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use metaflow_schema::enums::{L7Protocol, L7Type, ObservationPoint};
+use metaflow_schema::enums::{L7Protocol, L7Type, ObservationPoint, SyscallTraceSource};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use self::loops::Loop;
 use self::socket::{Part, Socket};
 use self::stream::Origin;
 use self::threads::{Threads, Touch};
-use crate::events::{Data, Event, SocketEnds, Way};
+use crate::events::{Data, Event, SocketEnds, Task, Way};
 use crate::flow::FlowFacts;
 use crate::session::{self, Conversation, SessionBox, Transport};
 
@@ -70,6 +76,7 @@ pub struct Call {
     /// Of request and response.
     pub threads: [u32; 2],
     pub traces: [u64; 2],
+    pub source: SyscallTraceSource,
     pub session: SessionBox,
 }
 
@@ -123,6 +130,10 @@ pub struct Sockets {
     /// Who has an end of a connection.
     owners: FxHashMap<SocketEnds, u32>,
     threads: Threads,
+    /// Processes that work for several requests on one thread.
+    loops: FxHashMap<u32, Loop>,
+    /// What connections are begun for.
+    connecting: FxHashMap<u64, u64>,
     tls_sessions: FxHashMap<(u32, u64), u64>,
     servers: FxHashSet<u16>,
     closed: VecDeque<(u64, Key)>,
@@ -145,6 +156,8 @@ impl Sockets {
             sockets: FxHashMap::default(),
             owners: FxHashMap::default(),
             threads: Threads::default(),
+            loops: FxHashMap::default(),
+            connecting: FxHashMap::default(),
             tls_sessions: FxHashMap::default(),
             servers: FxHashSet::default(),
             closed: VecDeque::new(),
@@ -180,19 +193,34 @@ impl Sockets {
                 let key = Key::new(socket, &ends);
                 self.end(key, out);
                 self.open(key, ends, is_client, self.moment(time));
+                let begun_for = self.connecting.remove(&socket);
+                if let (Some(known), Some(trace)) = (self.sockets.get_mut(&key), begun_for) {
+                    known.begun_for = trace;
+                }
                 if !is_client {
                     self.servers.insert(ends.local.port());
                 }
             }
+            Event::Connecting { time, socket, task } => self.connecting(time, socket, task),
             Event::Closed { time, socket } => {
                 let key = Key { socket, partner: None };
+                self.connecting.remove(&socket);
                 if let Some(known) = self.sockets.get_mut(&key) {
                     known.is_closed = true;
                     self.closed.push_back((time.saturating_add(CLOSED_KEPT_NS), key));
+                    let asker = known.asker;
+                    self.threads.answered(asker, socket);
                 }
             }
-            Event::ThreadExit { task } => self.threads.remove(task.thread),
-            Event::Exec { .. } => {}
+            Event::ThreadExit { task } => {
+                self.threads.remove(task.thread);
+                if task.thread == task.pid {
+                    self.loops.remove(&task.pid);
+                }
+            }
+            Event::Exec { task } => {
+                self.loops.remove(&task.pid);
+            }
         }
     }
 
@@ -326,7 +354,7 @@ impl Sockets {
         self.talk(key, now, tcp_seq, false, data, out);
     }
 
-    /// Bytes of a conversation: whom they are for, what they say, and what that means for the thread.
+    /// Bytes of a conversation; of HTTP/2 each request that begins among them by itself.
     fn talk(
         &mut self,
         key: Key,
@@ -336,46 +364,94 @@ impl Sockets {
         data: &Data<'_>,
         out: &mut Vec<Call>,
     ) {
-        let Data { way, task, length, payload } = *data;
         let Some(socket) = self.sockets.get_mut(&key) else { return };
         if socket.conversation.is_none() {
             let Config { session, .. } = &self.config;
             socket.conversation =
                 Some(Box::new(Conversation::new(socket.ends.transport, socket.server_port(), session)));
         }
+        let asks = socket.is_client_now() == (data.way == Way::Out);
+        let is_multiplexed = asks && socket.protocol() == L7Protocol::Http2;
+        let begins = if is_multiplexed { frames::requests(data.payload) } else { Vec::new() };
+        let counts = !socket.is_tls && socket.ends.transport == Transport::Tcp;
+        for part in frames::parts(data, &begins) {
+            let tcp_seq = if counts { tcp_seq.wrapping_add(part.offset) } else { tcp_seq };
+            let begins = if is_multiplexed { Some(part.begins) } else { None };
+            self.say(key, now, tcp_seq, is_gap && part.offset == 0, &part.data, begins, out);
+        }
+    }
+
+    /// Whom bytes are for, what they say, and what that means for the thread. `begins`: whether they are a request's first, where the
+    /// protocol carries several at a time.
+    #[expect(clippy::too_many_arguments, reason = "what is known of bytes")]
+    fn say(
+        &mut self,
+        key: Key,
+        now: Moment,
+        tcp_seq: u32,
+        is_gap: bool,
+        data: &Data<'_>,
+        begins: Option<bool>,
+        out: &mut Vec<Call>,
+    ) {
+        let Data { way, task, length, payload } = *data;
+        let Some(socket) = self.sockets.get_mut(&key) else { return };
         let thread = self.threads.at(task.thread, now.monotonic_ns);
+        let is_turn = socket.last_way.replace(way) != Some(way);
+        let known = self.loops.get_mut(&task.pid);
         match (socket.is_client_now(), way) {
             (false, Way::In) => {
-                if socket.last_way != Some(Way::In) {
+                if is_turn || begins == Some(true) {
                     self.trace = self.trace.wrapping_add(1).max(1);
                     socket.trace = self.trace;
+                    if let Some(known) = known {
+                        known.can_go_on(socket.trace);
+                    }
                 }
                 thread.trace = socket.trace;
+                thread.next.clear();
             }
-            (false, Way::Out) => {}
-            (true, Way::Out) => socket.trace = thread.trace,
+            (false, Way::Out) => thread.next.retain(|trace| *trace != socket.trace),
+            (true, Way::Out) => {
+                if let Some(known) = known {
+                    let alone = is_turn || socket.protocol() != L7Protocol::Http1;
+                    known.choose(thread, socket, begins.unwrap_or(alone));
+                } else {
+                    socket.trace = thread.trace;
+                }
+            }
             // A server that speaks first answers nothing.
-            (true, Way::In) if socket.has_sent => thread.trace = socket.trace,
-            (true, Way::In) => {}
+            (true, Way::In) => {
+                thread.next.clear();
+                if socket.has_sent {
+                    thread.trace = socket.trace;
+                }
+            }
         }
-        let is_turn = socket.last_way.replace(way) != Some(way);
         socket.has_sent |= way == Way::Out;
         let origin = Origin { thread: task.thread, trace: socket.trace, tcp_seq };
         let part = Part { way, time_us: now.wall_us, payload, length, is_gap, is_turn };
         socket.feed(part, origin, &mut self.sessions);
+        if is_turn {
+            self.turn(key, task, way, now.monotonic_ns);
+        }
+        let Some(socket) = self.sockets.get(&key) else { return };
         let is_over = socket.conversation.as_ref().is_some_and(|conversation| conversation.is_over());
         let first = out.len();
         self.hand_out(key, out);
-        self.after(task.thread, now.monotonic_ns, way, &out[first..]);
+        self.after(task, now.monotonic_ns, way, &out[first..]);
         if is_over {
             self.give_up(key);
         }
     }
 
     /// A finished request ends the work of its thread; a response makes its thread go on with what it was asked for.
-    fn after(&mut self, thread: u32, now_ns: u64, way: Way, calls: &[Call]) {
+    fn after(&mut self, task: Task, now_ns: u64, way: Way, calls: &[Call]) {
         for call in calls.iter().filter(|call| call.session.l7_type == L7Type::Session) {
-            let thread = self.threads.at(thread, now_ns);
+            let thread = self.threads.at(task.thread, now_ns);
+            if let Some(known) = self.loops.get_mut(&task.pid) {
+                known.after(call);
+            }
             match (call.point, way) {
                 (ObservationPoint::ServerProcess, Way::Out) if thread.trace == call.traces[0] => {
                     thread.trace = 0
@@ -383,6 +459,10 @@ impl Sockets {
                 (ObservationPoint::ClientProcess, Way::In) => thread.trace = call.traces[0],
                 _ => {}
             }
+        }
+        let answered = calls.iter().filter(|call| call.point == ObservationPoint::ClientProcess);
+        if way == Way::In && calls.len() > 1 {
+            self.threads.at(task.thread, now_ns).next = answered.map(|call| call.traces[0]).collect();
         }
     }
 
@@ -410,11 +490,22 @@ impl Sockets {
         if self.sessions.is_empty() {
             return;
         }
-        let Some(socket) = self.sockets.get(&key) else { return };
+        let Some(socket) = self.sockets.get_mut(&key) else { return };
         let SocketEnds { transport, local, remote } = socket.ends;
         let peer = SocketEnds { transport, local: remote, remote: local };
         let peer_pid = self.owners.get(&peer).copied().unwrap_or(0);
-        out.extend(self.sessions.drain(..).map(|session| socket.call(session, peer_pid)));
+        let mut overlap = false;
+        for session in self.sessions.iter().filter(|session| session.l7_type == L7Type::Session) {
+            overlap |= session.start_time < socket.served_until;
+            socket.served_until = socket.served_until.max(session.end_time);
+        }
+        let (pid, is_client) = (socket.pid, socket.is_client_now());
+        if overlap && !is_client {
+            self.is_loop(pid, false);
+        }
+        let is_loop = self.loops.contains_key(&pid);
+        let Some(socket) = self.sockets.get(&key) else { return };
+        out.extend(self.sessions.drain(..).map(|session| socket.call(session, peer_pid, is_loop)));
     }
 
     /// False when there is no room.

@@ -6,6 +6,7 @@
 pub mod cluster;
 pub mod fixture;
 pub mod herd;
+pub mod judging;
 pub mod ledger;
 pub mod process;
 pub mod proxy;

@@ -76,22 +76,14 @@ pub fn batch(agent_id: u32, seq: u64, trace_id: &str, services: u32, start: u64)
     let mut push = |point, path: String, time, seq, (syscalls, thread), ends, traced| {
         made.push(Made { point, path, time, seq, syscalls, thread, ends, traced });
     };
-    // The front's thread gets an id with the user's request, and one more with each answer.
+    // As agents number them: an id with each request that is served, and what is sent meanwhile carries it.
     push(server, "/front".into(), (0, last + 20), 1, ((0, 0), 0), (0, 1), true);
-    push(
-        server_process,
-        "/front".into(),
-        (5, last + 10),
-        1,
-        ((base, base + u64::from(services)), FRONT),
-        (0, 1),
-        true,
-    );
+    push(server_process, "/front".into(), (5, last + 10), 1, ((base, base), FRONT), (0, 1), true);
     for nth in 0..u64::from(services) {
         let (begin, number) = (50 + nth * step, nth as u32);
         let path = format!("/service/{nth}");
-        let front = (base + nth, base + nth + 1);
-        let own = (base + 10_000 + nth * 2, base + 10_001 + nth * 2);
+        let front = (base, base);
+        let own = (base + 1 + nth, base + 1 + nth);
         push(client_process, path.clone(), (begin, begin + 180), 10 + number, (front, FRONT), (1, 2), false);
         push(
             server_process,

@@ -45,7 +45,18 @@ async fn a_trace_is_found_by_its_id_and_by_any_of_its_rows() -> Result<()> {
     let deep = spans.iter().find(|span| span["request_resource"] == "/data/17").context("no such span")?;
     ensure!(find(json!({ "_id": deep["_id"] })).await? == spans, "another trace from {}", deep["_id"]);
 
-    let answer = http.get(format!("{}/api/traces/{TRACE}", node.http_url())).send().await?;
+    // SQL shows the same ids.
+    let id = deep["_id"].as_str().context("no id")?;
+    let sql = format!("SELECT Count(row) FROM l7_flow_log WHERE _id = '{id}'");
+    ensure!(node.number("flow_log", &sql).await? == 1.0, "{sql}");
+
+    let url_of_tempo = format!("{}/api/traces/{TRACE}", node.http_url());
+    let answer = http.get(&url_of_tempo).header("Accept", "application/protobuf").send().await?;
+    ensure!(answer.headers()["content-type"] == "application/protobuf", "{answer:?}");
+    let body = answer.bytes().await?;
+    ensure!(body.windows(8).any(|part| part == b"/data/17"), "{} bytes", body.len());
+
+    let answer = http.get(&url_of_tempo).send().await?;
     let answer: Value = answer.json().await?;
     let batches = answer["batches"].as_array().context("no batches")?;
     let count: usize =

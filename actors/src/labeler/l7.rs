@@ -42,7 +42,7 @@ pub(super) fn request_log<N: Names>(
         same {
             micros { start_time }
             port { client_port }
-            byte { l7_protocol, l7_type, response_status, signal_source }
+            byte { l7_protocol, l7_type, response_status, signal_source, syscall_trace_source }
             text {
                 request_resource, response_exception, response_result, trace_id, span_id, parent_span_id,
                 x_request_id_0, x_request_id_1, referer, http_proxy_client,

@@ -12,10 +12,11 @@ mod row;
 mod tests;
 mod timing;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 pub use assemble::{Reason, Span, assemble, trees_with};
 pub use keys::Span as TimeSpan;
+use row::Place;
 pub use row::{Row, RowId};
 pub use timing::{Timing, timings};
 
@@ -88,24 +89,20 @@ impl<S: Source> Querier<S> {
             rounds += usize::from(grew);
         }
         found.cut |= grew;
-        let mut spans = trees_with(assemble(found.rows), |row| match seed {
+        let rows = self.whole(&found, now_seconds).await?;
+        let spans = trees_with(assemble(rows), |row| match seed {
             Seed::TraceId(id) => row.trace_id == *id,
             Seed::Row(id) => row.id() == *id,
         });
-        self.name(&mut spans, now_seconds).await?;
         Ok(Trace { spans, rounds, cut: found.cut })
     }
 
-    /// Asks for the rows once more, with their names.
-    async fn name(&self, spans: &mut [Span], now: u32) -> Result<(), Error> {
-        let rows: Vec<&Row> = spans.iter().map(|span| &span.row).collect();
-        let mut named = Found::default();
-        self.look_up(keys::named(&rows), now, &mut named, |_| true).await?;
-        let mut named: HashMap<RowId, Row> = named.rows.into_iter().map(|row| (row.id(), row)).collect();
-        for span in spans {
-            span.row = named.remove(&span.row.id()).unwrap_or_else(|| std::mem::take(&mut span.row));
-        }
-        Ok(())
+    /// All that is stored of rows.
+    async fn whole(&self, known: &Found, now: u32) -> Result<Vec<Row>, Error> {
+        let mut whole = Found::default();
+        self.look_up(keys::whole(&known.rows), now, &mut whole, |row| known.places.contains(&row.place()))
+            .await?;
+        Ok(whole.rows)
     }
 
     async fn look_up(
@@ -121,9 +118,9 @@ impl<S: Source> Querier<S> {
                 .map_err(|error| Error::Store(format!("its rows are not readable: {error}")))?;
             found.cut |= rows.len() >= ROWS_MAX;
             for row in rows.into_iter().filter(|row| wanted(row)) {
-                if found.ids.len() >= ROWS_MAX {
+                if found.places.len() >= ROWS_MAX {
                     found.cut = true;
-                } else if found.ids.insert(row.id()) {
+                } else if found.places.insert(row.place()) {
                     found.rows.push(row);
                 }
             }
@@ -136,6 +133,6 @@ impl<S: Source> Querier<S> {
 #[derive(Default)]
 struct Found {
     rows: Vec<Row>,
-    ids: HashSet<RowId>,
+    places: HashSet<Place>,
     cut: bool,
 }

@@ -1,4 +1,4 @@
-//! Brings a store to the catalogue: databases, tables, columns and indexes that came with this release, the dictionary of names.
+//! Brings a store to the catalogue: databases, tables, columns, indexes and projections that came with this release, the dictionary of names.
 //!
 //! Never drops a column, and changes only what an earlier release made and this one knows to hold the same values ([`ddl::is_outdated`]).
 //! What differs else is reported, because only its owner knows what the data is worth.
@@ -76,6 +76,11 @@ async fn complete(client: &Client, table: &Table, migration: &mut Migration) -> 
     for index in table.indexes {
         let index = ddl::declare_index(index).replacen("INDEX", "INDEX IF NOT EXISTS", 1);
         client.execute(&format!("ALTER TABLE {database}.`{name}` ADD {index}"), &[]).await?;
+    }
+    for projection in table.projections {
+        let projection =
+            ddl::declare_projection(projection).replacen("PROJECTION", "PROJECTION IF NOT EXISTS", 1);
+        client.execute(&format!("ALTER TABLE {database}.`{name}` ADD {projection}"), &[]).await?;
     }
     Ok(())
 }

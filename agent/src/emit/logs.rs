@@ -1,6 +1,6 @@
 //! Rows of `l4_flow_log` and `l7_flow_log`.
 
-use metaflow_schema::enums::SignalSource;
+use metaflow_schema::enums::{SignalSource, SyscallTraceSource};
 use metaflow_wire::{self as wire, Endpoints, columns::Rows as WireRows};
 
 use super::{
@@ -115,7 +115,7 @@ impl Rows for RequestLog {
             x_request_id_1, user_agent, referer, http_proxy_client, request_id, response_code, request_length,
             response_length, captured_request_byte, captured_response_byte, req_tcp_seq, resp_tcp_seq,
             syscall_trace_id_request, syscall_trace_id_response, syscall_thread_0, syscall_thread_1,
-            syscall_coroutine_0, syscall_coroutine_1,
+            syscall_coroutine_0, syscall_coroutine_1, syscall_trace_source,
         } nested { endpoints });
         self.rows.endpoints = Some(endpoints);
         WireRows::L7FlowLog(self.rows)
@@ -127,15 +127,15 @@ impl Rows for RequestLog {
 pub(super) enum Origin {
     /// Packets say nothing about system calls: those columns stay empty.
     Packets,
-    /// Threads of request and response, and the numbers that link them to what caused them.
-    Process { threads: [u32; 2], traces: [u64; 2] },
+    /// Threads of request and response, the numbers that link them to what caused them, and what those rest on.
+    Process { threads: [u32; 2], traces: [u64; 2], source: SyscallTraceSource },
 }
 
 impl Origin {
-    fn columns(self) -> (SignalSource, [u32; 2], [u64; 2]) {
+    fn columns(self) -> (SignalSource, [u32; 2], [u64; 2], SyscallTraceSource) {
         match self {
-            Self::Packets => (SignalSource::Packet, [0; 2], [0; 2]),
-            Self::Process { threads, traces } => (SignalSource::Ebpf, threads, traces),
+            Self::Packets => (SignalSource::Packet, [0; 2], [0; 2], SyscallTraceSource::None),
+            Self::Process { threads, traces, source } => (SignalSource::Ebpf, threads, traces, source),
         }
     }
 }
@@ -149,7 +149,7 @@ pub(super) fn push_session(
     now: u64,
     truncated: &mut u64,
 ) {
-    let (signal_source, threads, traces) = origin.columns();
+    let (signal_source, threads, traces, trace_source) = origin.columns();
     builder.push_place(place, true, now);
     let Session {
         protocol,
@@ -218,5 +218,6 @@ pub(super) fn push_session(
         resp_tcp_seq: *resp_tcp_seq,
         syscall_trace_id_request: traces[0], syscall_trace_id_response: traces[1],
         syscall_thread_0: threads[0], syscall_thread_1: threads[1],
+        syscall_trace_source: trace_source as u32,
     } nested { endpoints, syscall_coroutine_0, syscall_coroutine_1 });
 }

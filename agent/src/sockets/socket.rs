@@ -1,6 +1,6 @@
 //! One socket, or one partner of an unconnected one: its streams and what is said on them.
 
-use metaflow_schema::enums::{L7Type, ObservationPoint};
+use metaflow_schema::enums::{L7Protocol, L7Type, ObservationPoint, SyscallTraceSource};
 
 use super::stream::{Origin, Stream};
 use super::{Call, Moment};
@@ -22,6 +22,12 @@ pub(super) struct Socket {
     pub(super) pid: u32,
     /// Of the request that it is at (see `sockets.rs`).
     pub(super) trace: u64,
+    /// What the thread worked for that began the connection; 0: nothing, or it was not seen.
+    pub(super) begun_for: u64,
+    /// The thread that was asked, or asked, last.
+    pub(super) asker: u32,
+    /// When the last response ended, microseconds since 1970.
+    pub(super) served_until: u64,
     pub(super) last_way: Option<Way>,
     pub(super) has_sent: bool,
     /// What goes through it is encrypted; the streams are those of the plain text.
@@ -43,6 +49,9 @@ impl Socket {
             is_client,
             pid: 0,
             trace: 0,
+            begun_for: 0,
+            asker: 0,
+            served_until: 0,
             last_way: None,
             has_sent: false,
             is_tls: false,
@@ -56,6 +65,10 @@ impl Socket {
 
     pub(super) fn is_client_now(&self) -> bool {
         self.is_client != self.conversation.as_ref().is_some_and(|conversation| conversation.reversed())
+    }
+
+    pub(super) fn protocol(&self) -> L7Protocol {
+        self.conversation.as_ref().map_or(L7Protocol::Unknown, |conversation| conversation.protocol())
     }
 
     pub(super) fn server_port(&self) -> u16 {
@@ -93,7 +106,7 @@ impl Socket {
     }
 
     /// A session with where it was seen.
-    pub(super) fn call(&self, mut session: SessionBox, peer_pid: u32) -> Call {
+    pub(super) fn call(&self, mut session: SessionBox, peer_pid: u32, is_loop: bool) -> Call {
         let is_client = self.is_client_now();
         let (requests, responses) =
             if is_client { (&self.sent, &self.received) } else { (&self.received, &self.sent) };
@@ -129,13 +142,22 @@ impl Socket {
         } else {
             (ObservationPoint::ServerProcess, peer_pid, self.pid)
         };
+        // On a connection that carries several requests at a time, the response came while it was at another one.
+        let trace = if request.trace == 0 { response.trace } else { request.trace };
+        let traces = [trace; 2];
+        let source = match (traces, is_loop) {
+            ([0, 0], _) => SyscallTraceSource::None,
+            (_, true) => SyscallTraceSource::EventLoop,
+            (_, false) => SyscallTraceSource::Thread,
+        };
         Call {
             facts,
             point,
             client_pid,
             server_pid,
             threads: [request.thread, response.thread],
-            traces: [request.trace, response.trace],
+            traces,
+            source,
             session,
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 /// Calls that are remembered; calls of one thread that follow one another count as one.
-const MARKS_MAX: usize = 64;
+const MARKS_MAX: usize = 128;
 /// Bytes of one mark: far from where sequence numbers wrap round.
 const MARK_LENGTH_MAX: u32 = 1 << 30;
 

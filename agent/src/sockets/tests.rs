@@ -7,6 +7,8 @@ use crate::events::Task;
 
 const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
+const PONG: &[u8] = b"+PONG\r\n";
 /// Number before the first request's.
 const BASE: u64 = 1_000;
 
@@ -95,6 +97,7 @@ fn both_processes_see_a_request_with_the_same_numbers() {
     assert_eq!((server.threads, client.threads), ([20, 20], [10, 10]));
     // Nobody asked the client, so it works for nothing.
     assert_eq!((server.traces, client.traces), ([BASE + 1; 2], [0; 2]));
+    assert_eq!((server.source, client.source), (SyscallTraceSource::Thread, SyscallTraceSource::None));
     assert_ne!(server.facts.flow_id, client.facts.flow_id);
 }
 
@@ -155,8 +158,123 @@ fn an_event_loop_goes_on_with_the_request_whose_answer_it_reads() {
     host.transfer(3, 20, Way::Out, GET);
     host.transfer(3, 20, Way::In, OK);
     host.transfer(101, 20, Way::Out, OK);
-    let traces: Vec<_> = (0..5).map(|_| host.call().traces[0] - BASE).collect();
-    assert_eq!(traces, [2, 2, 1, 1, 1]);
+    let calls: Vec<_> = (0..5).map(|_| host.call()).collect();
+    assert_eq!(calls.iter().map(|call| call.traces[0] - BASE).collect::<Vec<_>>(), [2, 2, 1, 1, 1]);
+    // It took the second request on before it had answered the first.
+    assert!(calls.iter().all(|call| call.source == SyscallTraceSource::EventLoop));
+    // Another program runs in the process: nothing is known of it.
+    host.event(Event::Exec { task: Task { pid: 2, thread: 20 } });
+    host.transfer(101, 20, Way::In, GET);
+    host.transfer(101, 20, Way::Out, OK);
+    assert_eq!(host.call().source, SyscallTraceSource::Thread);
+}
+
+#[test]
+fn an_event_loop_writes_to_a_connection_what_it_was_begun_for() {
+    let mut host = Host::new();
+    for socket in [101, 102] {
+        host.open(socket);
+    }
+    for (socket, upstream) in [(101, 3), (102, 4)] {
+        host.transfer(socket, 20, Way::In, GET);
+        let (time, task) = (host.now, Task { pid: 2, thread: 20 });
+        host.event(Event::Connecting { time, socket: upstream, task });
+    }
+    // The connections stand later, in any order.
+    for upstream in [3, 4] {
+        host.open(upstream);
+        host.transfer(upstream, 20, Way::Out, GET);
+    }
+    for upstream in [3, 4] {
+        host.transfer(upstream, 20, Way::In, OK);
+    }
+    let calls = [host.call(), host.call()];
+    assert_eq!(calls.each_ref().map(|call| call.traces[0] - BASE), [1, 2]);
+    assert!(calls.iter().all(|call| call.source == SyscallTraceSource::EventLoop));
+}
+
+#[test]
+fn an_event_loop_goes_on_with_each_of_the_answers_that_it_reads_at_once() {
+    let mut host = Host::new();
+    for socket in [101, 102, 103, 4] {
+        host.open(socket);
+    }
+    for socket in [101, 102, 103] {
+        host.transfer(socket, 20, Way::In, GET);
+        host.transfer(4, 20, Way::Out, PING);
+    }
+    host.transfer(4, 20, Way::In, &PONG.repeat(3));
+    // The second is answered, the others ask again.
+    host.transfer(4, 20, Way::Out, PING);
+    host.transfer(102, 20, Way::Out, OK);
+    host.transfer(4, 20, Way::Out, PING);
+    host.transfer(4, 20, Way::In, &PONG.repeat(2));
+    let traces: Vec<_> = (0..6).map(|_| host.call().traces[0] - BASE).collect();
+    assert_eq!(traces, [1, 2, 3, 2, 1, 3]);
+}
+
+#[test]
+fn work_that_moves_between_threads_is_gone_on_with_in_its_order() {
+    let mut host = Host::new();
+    for socket in [101, 102, 3] {
+        host.open(socket);
+    }
+    // That it moves is seen when another thread reads the answer.
+    host.transfer(101, 20, Way::In, GET);
+    host.transfer(3, 21, Way::Out, PING);
+    host.transfer(3, 22, Way::In, PONG);
+    host.transfer(101, 23, Way::Out, OK);
+    host.calls.clear();
+    host.transfer(101, 20, Way::In, GET);
+    host.transfer(102, 21, Way::In, GET);
+    host.transfer(3, 22, Way::Out, PING);
+    host.transfer(3, 22, Way::Out, PING);
+    host.transfer(3, 23, Way::In, PONG);
+    // The first goes on, the second is answered.
+    host.transfer(3, 22, Way::Out, PING);
+    host.transfer(3, 23, Way::In, PONG);
+    host.transfer(102, 20, Way::Out, OK);
+    host.transfer(3, 23, Way::In, PONG);
+    host.transfer(101, 20, Way::Out, OK);
+    let calls: Vec<_> = host.calls.iter().map(|call| (call.traces[0] - BASE, call.source)).collect();
+    assert_eq!(calls, [2, 3, 3, 2, 2].map(|trace| (trace, SyscallTraceSource::EventLoop)));
+}
+
+#[test]
+fn a_thread_with_one_request_at_a_time_is_no_event_loop() {
+    let mut host = Host::new();
+    for socket in [101, 102, 103, 3] {
+        host.open(socket);
+    }
+    // One connection after the other, one of them without an answer; and a connection that another request began.
+    host.transfer(101, 20, Way::In, GET);
+    let (time, task) = (host.now, Task { pid: 2, thread: 20 });
+    host.event(Event::Connecting { time, socket: 4, task });
+    host.transfer(101, 20, Way::Out, OK);
+    host.transfer(102, 20, Way::In, GET);
+    host.event(Event::Closed { time: host.now, socket: 102 });
+    host.transfer(103, 20, Way::In, GET);
+    host.open(4);
+    host.transfer(4, 20, Way::Out, GET);
+    host.transfer(4, 20, Way::In, OK);
+    host.transfer(103, 20, Way::Out, OK);
+    let calls: Vec<_> = (0..3).map(|_| host.call()).collect();
+    assert_eq!(calls.iter().map(|call| call.traces[0] - BASE).collect::<Vec<_>>(), [1, 3, 3]);
+    assert!(calls.iter().all(|call| call.source == SyscallTraceSource::Thread));
+}
+
+#[test]
+fn work_that_moves_between_threads_is_a_guess() {
+    let mut host = Host::new();
+    for socket in [101, 3] {
+        host.open(socket);
+    }
+    host.transfer(101, 20, Way::In, GET);
+    host.transfer(3, 20, Way::Out, GET);
+    host.transfer(3, 21, Way::In, OK);
+    host.transfer(101, 21, Way::Out, OK);
+    let sources = [host.call().source, host.call().source];
+    assert_eq!(sources, [SyscallTraceSource::EventLoop; 2]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What threads are at: the request that a thread works for, and which sockets it touched last.
 
+use std::collections::VecDeque;
+
 use rustc_hash::FxHashMap;
 
 use crate::events::Way;
@@ -24,6 +26,10 @@ pub(super) struct Touch {
 pub(super) struct Thread {
     /// The request that came in last and is not answered; 0: none.
     pub(super) trace: u64,
+    /// Where it read several answers at once: what it goes on with, in their order.
+    pub(super) next: VecDeque<u64>,
+    /// The socket on which it was asked something that nobody has begun to answer; 0: none.
+    pub(super) asked: u64,
     touches: [Touch; TOUCHES],
     count: usize,
     used: u64,
@@ -71,6 +77,13 @@ impl Threads {
         let thread = self.0.entry(thread).or_default();
         thread.used = now;
         thread
+    }
+
+    /// What a thread was asked on a socket is being answered, or never will be.
+    pub(super) fn answered(&mut self, thread: u32, socket: u64) {
+        if let Some(thread) = self.0.get_mut(&thread).filter(|thread| thread.asked == socket) {
+            thread.asked = 0;
+        }
     }
 
     pub(super) fn remove(&mut self, thread: u32) {

@@ -55,6 +55,8 @@ pub mod kind {
     /// A thread ended; a process runs another program.
     pub const THREAD_EXIT: u8 = 7;
     pub const EXEC: u8 = 8;
+    /// The current task begins a TCP connection; its own address is not known yet.
+    pub const CONNECTING: u8 = 9;
 }
 
 pub mod flag {

@@ -7,7 +7,7 @@ use bpf_abi::{Header, constant, flag, kind};
 
 use crate::kernel::read;
 use crate::maps::{constant, is_excluded};
-use crate::record;
+use crate::record::{self, Task};
 
 pub(crate) const AF_INET: u16 = 2;
 pub(crate) const AF_INET6: u16 = 10;
@@ -147,6 +147,7 @@ pub(crate) fn set_state_raw(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn change(sk: *const u8, before: i32, after: i32) {
     let (kind, flags) = match (before, after) {
+        (TCP_CLOSE, TCP_SYN_SENT) => (kind::CONNECTING, flag::CLIENT),
         (TCP_SYN_SENT, TCP_ESTABLISHED) => (kind::OPENED, flag::CLIENT),
         (_, TCP_ESTABLISHED) => (kind::OPENED, flag::SERVER),
         (_, TCP_CLOSE) => (kind::CLOSED, 0),
@@ -156,10 +157,18 @@ fn change(sk: *const u8, before: i32, after: i32) {
     if !socket.is_connected() {
         return;
     }
+    // Only who begins a connection is the current task for sure: the rest happens where packets arrive.
+    let task = match kind {
+        kind::CONNECTING => Task::of_interest(),
+        _ => Some(Task { pid: 0, thread: 0 }),
+    };
+    let Some(Task { pid, thread }) = task else { return };
     let key = key(sk);
     record::submit_short(|header| {
         header.kind = kind;
         header.flags = flags;
+        header.pid = pid;
+        header.thread = thread;
         header.socket = key;
         socket.describe(header);
     });

@@ -60,3 +60,6 @@
 
 --> SELECT 'a
 -- refused: Unterminated string literal (line 1, column 8)
+
+--> SELECT Count(row) FROM l7_flow_log WHERE _id LIKE '1-%'
+-- refused: not the id of a row (line 1, column 51); _id is compared by = and IN with texts that SELECT _id shows

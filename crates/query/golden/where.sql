@@ -27,3 +27,8 @@ SELECT count() AS c0 FROM flow_log.`l7_flow_log` WHERE (((response_code >= 400) 
 -- Metric Count(row) []
 -- at most 10000 rows
 SELECT count() AS c0 FROM flow_metrics.`application.1m` WHERE (1 AND ((time >= toDateTime(1699990000, 'UTC')) AND (time < toDateTime(1699990061, 'UTC'))) AND (toUInt8((l3_epc_id = 4294967294)) = 0)) LIMIT 10000;
+
+--> SELECT _id FROM l7_flow_log WHERE _id IN ('1700000000123456-2-3-4-5-6-7', '1-2-3-4-5-6-0')
+-- Tag _id []
+-- at most 10000 rows
+SELECT concat(toString(toUnixTimestamp64Micro(start_time)), '-', toString(agent_id), '-', toString(flow_id), '-', toString(observation_point), '-', toString(req_tcp_seq), '-', toString(resp_tcp_seq), '-', toString(request_id)) AS c0 FROM flow_log.`l7_flow_log` WHERE (((toUnixTimestamp64Micro(start_time) = 1700000000123456) AND (agent_id = 2) AND (flow_id = 3) AND (observation_point = 4) AND (req_tcp_seq = 5) AND (resp_tcp_seq = 6) AND (request_id = 7)) OR ((toUnixTimestamp64Micro(start_time) = 1) AND (agent_id = 2) AND (flow_id = 3) AND (observation_point = 4) AND (req_tcp_seq = 5) AND (resp_tcp_seq = 6) AND (request_id = 0))) LIMIT 10000;

@@ -125,6 +125,7 @@ fn tag_row(family: &Family, tag: &Tag) -> Vec<Value> {
             ("resource", "=,!=,in,not in,like,not like,regexp,not regexp")
         }
         TagValue::Internet { .. } => ("bool", "=,!="),
+        TagValue::RowId => ("string", "=,!=,in,not in"),
         TagValue::Text { .. } => ("string", "=,!=,in,not in,like,not like,regexp,not regexp"),
     };
     let category = if tag.side.is_empty() && family.two_sided { "row" } else { "end" };

@@ -1,7 +1,7 @@
 //! Tags: which columns of a row they are read from, and how they are shown.
 
 use metaflow_schema::{
-    catalogue::{Family, Lookup, Tag, TagValue},
+    catalogue::{Family, Lookup, ROW_ID, Tag, TagValue},
     enums::{EnumValue, Kind},
 };
 use sqlparser::tokenizer::Location;
@@ -75,7 +75,25 @@ pub(crate) fn parts(value: &'static TagValue) -> Vec<Sql> {
         }
         TagValue::Time => vec![Sql::Call("toUnixTimestamp", vec![Sql::Column("time")])],
         TagValue::Micros { column } => vec![Sql::Call("toUnixTimestamp64Micro", vec![Sql::Column(column)])],
+        TagValue::RowId => {
+            let mut texts = Vec::with_capacity(2 * ROW_ID.len());
+            for number in row_id() {
+                if !texts.is_empty() {
+                    texts.push(Sql::text("-"));
+                }
+                texts.push(Sql::Call("toString", vec![number]));
+            }
+            vec![Sql::Call("concat", texts)]
+        }
     }
+}
+
+/// The numbers of a row's id.
+pub(crate) fn row_id() -> [Sql; ROW_ID.len()] {
+    ROW_ID.map(|column| match column {
+        "start_time" => Sql::Call("toUnixTimestamp64Micro", vec![Sql::Column(column)]),
+        _ => Sql::Column(column),
+    })
 }
 
 /// How the tag is shown, given its [`parts`]; names are looked up one by one.
@@ -99,7 +117,8 @@ fn shown_with(value: &'static TagValue, parts: &[Sql], name: impl FnOnce(Sql, Sq
         | TagValue::Enum { .. }
         | TagValue::Internet { .. }
         | TagValue::Time
-        | TagValue::Micros { .. } => part(0),
+        | TagValue::Micros { .. }
+        | TagValue::RowId => part(0),
         TagValue::Address { .. } => address_text(part(0)),
         TagValue::EnumName { values, .. } => enum_name(part(0), values),
         TagValue::Name { kind, .. } => name(Sql::Integer(*kind as u8 as i128), part(0)),
@@ -138,7 +157,7 @@ pub(crate) fn exists(value: &'static TagValue) -> Sql {
         TagValue::Address { column } => Sql::Column(column).differs(no_address()),
         TagValue::TypedName { kind, .. } => Sql::Column(kind).differs(Sql::Integer(0)),
         TagValue::Internet { .. } => parts(value).remove(0),
-        TagValue::Time | TagValue::Micros { .. } => Sql::Integer(1),
+        TagValue::Time | TagValue::Micros { .. } | TagValue::RowId => Sql::Integer(1),
     }
 }
 

@@ -44,6 +44,7 @@ CREATE TABLE IF NOT EXISTS flow_log.`l7_flow_log`
     `syscall_thread_1` UInt32 COMMENT 'thread of the server' CODEC(T64, ZSTD(1)),
     `syscall_coroutine_0` UInt64 COMMENT 'coroutine of the client' CODEC(T64, ZSTD(1)),
     `syscall_coroutine_1` UInt64 COMMENT 'coroutine of the server' CODEC(T64, ZSTD(1)),
+    `syscall_trace_source` UInt8 COMMENT 'what the trace ids of system calls rest on' CODEC(T64, LZ4),
     `ip_0` IPv6 COMMENT 'IP address' CODEC(ZSTD(1)),
     `region_id_0` UInt32 COMMENT 'region' CODEC(T64, ZSTD(1)),
     `az_id_0` UInt32 COMMENT 'availability zone' CODEC(T64, ZSTD(1)),
@@ -105,7 +106,8 @@ CREATE TABLE IF NOT EXISTS flow_log.`l7_flow_log`
     `auto_service_id_1` UInt32 COMMENT 'the service: custom service, else pod service, workload, unit, process, cluster, device, internet, address' CODEC(T64, ZSTD(1)),
     `tag_source_1` UInt8 COMMENT 'how the tags were found' CODEC(T64, LZ4),
     INDEX by_time `time` TYPE minmax GRANULARITY 1,
-    INDEX by_trace_id `trace_id` TYPE bloom_filter(0.01) GRANULARITY 1
+    INDEX by_trace_id `trace_id` TYPE bloom_filter(0.01) GRANULARITY 1,
+    PROJECTION by_time_shared (SELECT start_time, time, agent_id, observation_point, req_tcp_seq, resp_tcp_seq, syscall_trace_id_request, trace_id, x_request_id_0, x_request_id_1, auto_service_type_1, auto_service_id_1, l7_protocol ORDER BY time)
 )
 ENGINE = MergeTree
 PARTITION BY toStartOfHour(time)

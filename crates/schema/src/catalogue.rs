@@ -84,7 +84,13 @@ pub enum TagValue {
     Micros {
         column: String,
     },
+    /// What tells a row from all others: the numbers of [`ROW_ID`], joined by hyphens.
+    RowId,
 }
+
+/// Columns that tell a request from all others.
+pub const ROW_ID: [&str; 7] =
+    ["start_time", "agent_id", "flow_id", "observation_point", "req_tcp_seq", "resp_tcp_seq", "request_id"];
 
 /// What a name means in a family.
 #[derive(Debug)]
@@ -164,6 +170,10 @@ impl Family {
         let mut tags = Vec::with_capacity(columns.len() * 2);
         for column in &columns {
             push_tags(column, table, &mut tags);
+        }
+        if ROW_ID.iter().all(|part| columns.iter().any(|column| column.name == *part)) {
+            let (name, doc) = ("_id".to_owned(), "the row's id; its trace can be asked for by it");
+            tags.push(Tag { base: name.clone(), name, side: "", doc, value: TagValue::RowId });
         }
         let by_name = tags.iter().enumerate().map(|(at, tag)| (tag.name.clone(), at)).collect();
         let amounts =

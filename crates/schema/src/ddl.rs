@@ -2,7 +2,7 @@
 
 use crate::{
     block::Column,
-    tables::{DICTIONARY, Index, Partition, TABLES, Table},
+    tables::{DICTIONARY, Index, Partition, Projection, TABLES, Table},
 };
 
 /// Inserts that a table remembers by their `insert_deduplication_token`: at 50 inserts a second a retry may come 200 s late.
@@ -55,11 +55,18 @@ pub fn declare_index(Index { name, column, kind }: &Index) -> String {
     format!("INDEX {name} `{column}` TYPE {kind} GRANULARITY 1")
 }
 
+/// The same of a projection.
+pub fn declare_projection(Projection { name, columns, order_by }: &Projection) -> String {
+    format!("PROJECTION {name} (SELECT {} ORDER BY {order_by})", columns.join(", "))
+}
+
 /// `CREATE TABLE` of one table.
 pub fn create_table(table: &Table) -> String {
     let mut columns: Vec<_> =
         (table.columns)().iter().map(|column| format!("    {}", declare_column(column))).collect();
     columns.extend(table.indexes.iter().map(|index| format!("    {}", declare_index(index))));
+    columns
+        .extend(table.projections.iter().map(|projection| format!("    {}", declare_projection(projection))));
     let engine = if std::ptr::eq(table, &DICTIONARY) { "ReplacingMergeTree" } else { "MergeTree" };
     let partition = match table.partition {
         Partition::Hour => "\nPARTITION BY toStartOfHour(time)",

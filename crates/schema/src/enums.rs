@@ -119,6 +119,20 @@ enumeration! {
 }
 
 enumeration! {
+    /// How it is known which request a process worked for: what the trace ids of system calls rest on.
+    SyscallTraceSource {
+        /// it is not known
+        None = 0 "none",
+        /// its thread, which worked for one request at a time
+        Thread = 1 "thread",
+        /// its coroutine
+        Coroutine = 2 "coroutine",
+        /// a guess: the process works for many requests on a thread, and this one is what the thread read last
+        EventLoop = 3 "event loop",
+    }
+}
+
+enumeration! {
     /// How a flow ended; `forced report` is a flow that goes on.
     CloseType {
         /// not known

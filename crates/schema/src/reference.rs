@@ -108,7 +108,7 @@ fn column_of(tag: &Tag) -> Option<&str> {
         | TagValue::Micros { column } => Some(column),
         TagValue::TypedName { id, .. } => Some(id),
         TagValue::Internet { epc } => Some(epc),
-        TagValue::Time => None,
+        TagValue::Time | TagValue::RowId => None,
     }
 }
 
@@ -118,7 +118,7 @@ fn tag_rows<'a>(out: &mut String, tags: impl Iterator<Item = &'a Tag>) {
     for tag in tags {
         let shown = match &tag.value {
             TagValue::Number { .. } => "number",
-            TagValue::Text { .. } => "text",
+            TagValue::Text { .. } | TagValue::RowId => "text",
             TagValue::Address { .. } => "address",
             TagValue::Enum { .. } => "number; `Enum()` names it",
             TagValue::EnumName { .. } | TagValue::Name { .. } | TagValue::TypedName { .. } => "name",

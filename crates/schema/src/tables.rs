@@ -89,12 +89,43 @@ pub struct Index {
     pub kind: &'static str,
 }
 
+/// Some columns once more, in another order: a query that needs no others reads them instead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Projection {
+    pub name: &'static str,
+    pub columns: &'static [&'static str],
+    pub order_by: &'static str,
+}
+
 /// Rows of a trace are looked up by its id, and then by what they share, around the time of those that are known. The sort key says nothing
 /// of either: services come before time in it.
 const TRACE_INDEXES: &[Index] = &[
     Index { name: "by_time", column: "time", kind: "minmax" },
     Index { name: "by_trace_id", column: "trace_id", kind: "bloom_filter(0.01)" },
 ];
+
+/// What rows of a trace share, by time. Numbers that are looked for by the hundred are in every block of rows, so no skip index helps; of
+/// 6 million rows of an hour one look-up took 450 ms of CPU time without this and 20 ms with it. It costs a quarter of an insert's CPU time
+/// in the engine, and half as much disk again.
+const TRACE_PROJECTIONS: &[Projection] = &[Projection {
+    name: "by_time_shared",
+    columns: &[
+        "start_time",
+        "time",
+        "agent_id",
+        "observation_point",
+        "req_tcp_seq",
+        "resp_tcp_seq",
+        "syscall_trace_id_request",
+        "trace_id",
+        "x_request_id_0",
+        "x_request_id_1",
+        "auto_service_type_1",
+        "auto_service_id_1",
+        "l7_protocol",
+    ],
+    order_by: "time",
+}];
 
 /// A table's declaration.
 #[derive(Debug)]
@@ -112,6 +143,7 @@ pub struct Table {
     pub order_by: &'static [&'static str],
     pub columns: fn() -> Vec<Column>,
     pub indexes: &'static [Index],
+    pub projections: &'static [Projection],
     pub metrics: &'static [Metric],
 }
 
@@ -147,6 +179,7 @@ macro_rules! metrics_table {
             order_by: $order,
             columns: columns_of::<$group>,
             indexes: &[],
+            projections: &[],
             metrics: $metrics,
         };
     };
@@ -164,6 +197,7 @@ pub static L4_FLOW_LOG: Table = Table {
     order_by: LOG_ORDER,
     columns: columns_of::<L4FlowLog>,
     indexes: &[],
+    projections: &[],
     metrics: metrics::L4_FLOW_LOG,
 };
 
@@ -179,6 +213,7 @@ pub static L7_FLOW_LOG: Table = Table {
     order_by: LOG_ORDER,
     columns: columns_of::<L7FlowLog>,
     indexes: TRACE_INDEXES,
+    projections: TRACE_PROJECTIONS,
     metrics: metrics::L7_FLOW_LOG,
 };
 
@@ -194,6 +229,7 @@ pub static DICTIONARY: Table = Table {
     order_by: &["kind", "id"],
     columns: columns_of::<Dictionary>,
     indexes: &[],
+    projections: &[],
     metrics: &[],
 };
 

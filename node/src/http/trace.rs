@@ -1,16 +1,14 @@
 //! Traces over HTTP: a tree of spans in DeepFlow's shape, and Tempo's, which Grafana reads.
 
-use std::{
-    collections::BTreeMap,
-    hash::{DefaultHasher, Hash, Hasher},
-    time::Instant,
-};
+mod tempo;
+
+use std::{collections::BTreeMap, time::Instant};
 
 use axum::{
     Json, Router,
     extract::{Path, Query, State, rejection::JsonRejection},
-    http::StatusCode,
-    response::Response,
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use metaflow_actors::querier::trace::{Row, Seed, Span, TimeSpan, Timing, Trace, timings};
@@ -27,7 +25,7 @@ const LOOK_BACK_SECONDS: u64 = 3_600;
 pub(super) const PATH: &str = "/v1/stats/querier/L7FlowTracing";
 
 pub(super) fn routes() -> Router<Services> {
-    Router::new().route(PATH, post(flow_tracing)).route("/api/traces/{id}", get(tempo))
+    Router::new().route(PATH, post(flow_tracing)).route("/api/traces/{id}", get(by_trace_id))
 }
 
 /// What is looked for. Fields that other systems' clients send beside these are ignored.
@@ -71,19 +69,37 @@ async fn flow_tracing(
     }
 }
 
-async fn tempo(
+/// As the client accepts it: Grafana's data source asks for protobuf.
+async fn by_trace_id(
     State(services): State<Services>,
     Path(id): Path<String>,
     Query(Range { start, end }): Query<Range>,
+    headers: HeaderMap,
 ) -> Response {
     match find(&services, &id, start, end).await {
         Ok((_, trace)) if trace.spans.is_empty() => {
             let text = format!("no trace {id} ended in that time; give start and end in seconds since 1970");
             api::failure(StatusCode::NOT_FOUND, "NOT_FOUND", &text)
         }
-        Ok((seed, trace)) => api::json(StatusCode::OK, &open_telemetry(&seed, &trace)),
+        Ok((seed, trace)) if accepts_protobuf(&headers) => {
+            let body = tempo::Traces::new(&seed, &trace).protobuf();
+            (StatusCode::OK, [(header::CONTENT_TYPE, tempo::PROTOBUF)], body).into_response()
+        }
+        Ok((seed, trace)) => api::json(StatusCode::OK, &tempo::Traces::new(&seed, &trace).json()),
         Err(response) => response,
     }
+}
+
+/// Whether protobuf is named, and JSON is not named before it.
+fn accepts_protobuf(headers: &HeaderMap) -> bool {
+    let named = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut types = named.flat_map(|value| value.split(',')).map(|value| {
+        let name = value.split(';').next().unwrap_or_default();
+        name.trim().to_ascii_lowercase()
+    });
+    types
+        .find(|name| name == tempo::PROTOBUF || name == "application/json")
+        .is_some_and(|name| name == tempo::PROTOBUF)
 }
 
 async fn find(
@@ -181,83 +197,4 @@ fn service(row: &Row) -> &str {
 
 fn is_client(row: &Row) -> bool {
     matches!(row.observed_at(), "c" | "c-p")
-}
-
-/// OTLP in JSON, as Tempo's query API has it: spans by the service that they are of.
-fn open_telemetry(seed: &Seed, trace: &Trace) -> Value {
-    let trace_id = match seed {
-        Seed::TraceId(id) if id.len() <= 32 && id.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
-            format!("{id:0>32}").to_ascii_lowercase()
-        }
-        Seed::TraceId(id) => format!("{:032x}", digest(id)),
-        Seed::Row(id) => format!("{:032x}", digest(id)),
-    };
-    let mut batches: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
-    for span in &trace.spans {
-        let parent = span.parent.map(|(above, _)| span_id(&trace.spans[above].row));
-        let value = open_telemetry_span(&trace_id, span, parent);
-        batches.entry(service(&span.row)).or_default().push(value);
-    }
-    let batches: Vec<Value> = batches
-        .into_iter()
-        .map(|(service, spans)| {
-            json!({
-                "resource": { "attributes": [attribute("service.name", service)] },
-                "scopeSpans": [{ "scope": { "name": "metaflow" }, "spans": spans }],
-            })
-        })
-        .collect();
-    json!({ "batches": batches })
-}
-
-fn open_telemetry_span(trace_id: &str, span: &Span, parent: Option<String>) -> Value {
-    let Span { row, start, end, .. } = span;
-    // INTERNAL, SERVER, CLIENT.
-    let kind = match row.observed_at() {
-        "c" | "c-p" => 3,
-        "s" | "s-p" => 2,
-        _ => 1,
-    };
-    let target = if row.endpoint.is_empty() { &row.request_resource } else { &row.endpoint };
-    let name = format!("{} {target}", row.request_type);
-    let mut attributes = vec![
-        attribute("network.protocol.name", &row.l7_protocol),
-        attribute("metaflow.observation_point", row.observed_at()),
-        attribute("metaflow.row_id", &row.id().to_string()),
-        attribute("client.address", &row.ip_0),
-        attribute("server.address", &row.ip_1),
-        json!({ "key": "server.port", "value": { "intValue": row.server_port.to_string() } }),
-        json!({ "key": "metaflow.response_code", "value": { "intValue": row.response_code.to_string() } }),
-        attribute("metaflow.request_resource", &row.request_resource),
-    ];
-    if let Some((_, reason)) = span.parent {
-        attributes.push(attribute("metaflow.link", reason.name()));
-    }
-    json!({
-        "traceId": trace_id,
-        "spanId": span_id(row),
-        "parentSpanId": parent.unwrap_or_default(),
-        "name": name.trim(),
-        "kind": kind,
-        "startTimeUnixNano": (start * 1_000).to_string(),
-        "endTimeUnixNano": (end * 1_000).to_string(),
-        "attributes": attributes,
-        // ERROR for failures of either side.
-        "status": { "code": if matches!(row.response_status, 3 | 4) { 2 } else { 0 }, "message": row.response_exception },
-    })
-}
-
-fn attribute(key: &str, value: &str) -> Value {
-    json!({ "key": key, "value": { "stringValue": value } })
-}
-
-/// The same for the same row on every node.
-fn span_id(row: &Row) -> String {
-    format!("{:016x}", digest(&row.id()).max(1))
-}
-
-fn digest(value: &impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
 }

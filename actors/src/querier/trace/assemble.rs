@@ -15,6 +15,8 @@ pub enum Reason {
     TcpSequence,
     /// The process sent it while it worked on the other, by the ids of its system calls.
     SystemCall,
+    /// The same, where the process works for many requests on a thread: what the thread read last, and within the other in time. A guess.
+    EventLoop,
     /// The sender named the other as its parent.
     ParentSpanId,
     /// Both carry the same span id.
@@ -30,6 +32,7 @@ impl Reason {
         match self {
             Self::TcpSequence => "tcp_seq",
             Self::SystemCall => "syscall",
+            Self::EventLoop => "event_loop",
             Self::ParentSpanId => "parent_span_id",
             Self::SpanId => "span_id",
             Self::XRequestId => "x_request_id",

@@ -106,10 +106,12 @@ impl<'a> Links<'a> {
         if first.is_app_span() {
             return self.by_parent_span(child);
         }
-        self.by_syscall(child, first)
-            .or_else(|| self.by_parent_span(child))
-            .or_else(|| self.by_x_request(child))
-            .or_else(|| self.by_trace(child))
+        let by_syscall = || self.by_syscall(child, first);
+        let by_headers = || {
+            (self.by_parent_span(child)).or_else(|| self.by_x_request(child)).or_else(|| self.by_trace(child))
+        };
+        // What a program says itself is better than a guess, and worse than what its system calls show.
+        if first.is_guess() { by_headers().or_else(by_syscall) } else { by_syscall().or_else(by_headers) }
     }
 
     /// The app's own span for the request, or for an app's span the one that it names.
@@ -146,8 +148,26 @@ impl<'a> Links<'a> {
             let server = &self.rows[self.requests[*at].last()];
             server.pid_1 == 0 || first.pid_0 == 0 || server.pid_1 == first.pid_0
         };
+        let is_guess = first.is_guess();
         let candidates = lists.flatten().copied().filter(|at| *at != child).filter(same_process);
-        self.innermost(candidates.filter(|at| self.holds(*at, child, false)), Reason::SystemCall)
+        let mut candidates: Vec<usize> = candidates
+            .filter(|at| self.holds(*at, child, is_guess))
+            .filter(|at| !is_guess || !self.contradict(*at, child))
+            .collect();
+        candidates.sort_unstable();
+        candidates.dedup();
+        // Requests that came in together on one connection share an id: a guess among them would be one too many.
+        if is_guess && candidates.len() > 1 {
+            return None;
+        }
+        let reason = if is_guess { Reason::EventLoop } else { Reason::SystemCall };
+        self.innermost(candidates.into_iter(), reason)
+    }
+
+    /// Both carry a trace id, and not the same.
+    fn contradict(&self, parent: usize, child: usize) -> bool {
+        let of = |request| self.row_with(request, |row| &row.trace_id).map(|row| &row.trace_id);
+        matches!((of(parent), of(child)), (Some(one), Some(other)) if one != other)
     }
 
     fn by_x_request(&self, child: usize) -> Option<(usize, Reason)> {

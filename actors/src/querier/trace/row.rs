@@ -1,6 +1,6 @@
 //! Rows of requests as the assembly of traces needs them: one list for what is asked and what is read.
 
-use metaflow_schema::enums::{ObservationPoint, SignalSource};
+use metaflow_schema::enums::{ObservationPoint, SignalSource, SyscallTraceSource};
 use serde::{Deserialize, Deserializer, Serialize};
 
 macro_rules! row {
@@ -15,51 +15,73 @@ macro_rules! row {
 }
 
 row! {
+    // What rows of a trace share, and where the store has them: what the projection of the table holds.
     start_time: u64 = "start_time",
     end_time: u64 = "end_time",
     agent_id: u32 = "agent_id",
-    flow_id: u64 = "flow_id",
     observation_point: u8 = "observation_point",
-    signal_source: u8 = "signal_source",
     req_tcp_seq: u32 = "req_tcp_seq",
     resp_tcp_seq: u32 = "resp_tcp_seq",
-    request_id: u64 = "request_id",
     syscall_trace_id_request: u64 = "syscall_trace_id_request",
-    syscall_trace_id_response: u64 = "syscall_trace_id_response",
-    syscall_thread_0: u32 = "syscall_thread_0",
-    syscall_thread_1: u32 = "syscall_thread_1",
-    syscall_coroutine_0: u64 = "syscall_coroutine_0",
-    syscall_coroutine_1: u64 = "syscall_coroutine_1",
-    l7_type: u8 = "l7_type",
-    response_status: u8 = "response_status",
-    response_code: i32 = "response_code",
-    client_port: u16 = "client_port",
-    server_port: u16 = "server_port",
-    pid_0: u32 = "pid_0",
-    pid_1: u32 = "pid_1",
-    auto_service_id_0: u32 = "auto_service_id_0",
-    auto_service_id_1: u32 = "auto_service_id_1",
-    #[serde(deserialize_with = "text")]
-    ip_0: String = "ip_0",
-    #[serde(deserialize_with = "text")]
-    ip_1: String = "ip_1",
     #[serde(deserialize_with = "text")]
     trace_id: String = "trace_id",
-    #[serde(deserialize_with = "text")]
-    span_id: String = "span_id",
-    #[serde(deserialize_with = "text")]
-    parent_span_id: String = "parent_span_id",
     #[serde(deserialize_with = "text")]
     x_request_id_0: String = "x_request_id_0",
     #[serde(deserialize_with = "text")]
     x_request_id_1: String = "x_request_id_1",
-    #[serde(deserialize_with = "text")]
+    auto_service_type_1: u8 = "auto_service_type_1",
+    auto_service_id_1: u32 = "auto_service_id_1",
+    #[serde(skip_serializing)]
+    protocol_number: u8 = "l7_protocol",
+    // The rest is asked for once, when the rows are known.
+    #[serde(default)]
+    flow_id: u64 = "flow_id",
+    #[serde(default)]
+    request_id: u64 = "request_id",
+    #[serde(default)]
+    syscall_trace_id_response: u64 = "syscall_trace_id_response",
+    #[serde(default)]
+    signal_source: u8 = "signal_source",
+    #[serde(default)]
+    syscall_thread_0: u32 = "syscall_thread_0",
+    #[serde(default)]
+    syscall_thread_1: u32 = "syscall_thread_1",
+    #[serde(default)]
+    syscall_coroutine_0: u64 = "syscall_coroutine_0",
+    #[serde(default)]
+    syscall_coroutine_1: u64 = "syscall_coroutine_1",
+    #[serde(default)]
+    syscall_trace_source: u8 = "syscall_trace_source",
+    #[serde(default)]
+    l7_type: u8 = "l7_type",
+    #[serde(default)]
+    response_status: u8 = "response_status",
+    #[serde(default)]
+    response_code: i32 = "response_code",
+    #[serde(default)]
+    client_port: u16 = "client_port",
+    #[serde(default)]
+    server_port: u16 = "server_port",
+    #[serde(default)]
+    pid_0: u32 = "pid_0",
+    #[serde(default)]
+    pid_1: u32 = "pid_1",
+    #[serde(default)]
+    auto_service_id_0: u32 = "auto_service_id_0",
+    #[serde(default, deserialize_with = "text")]
+    ip_0: String = "ip_0",
+    #[serde(default, deserialize_with = "text")]
+    ip_1: String = "ip_1",
+    #[serde(default, deserialize_with = "text")]
+    span_id: String = "span_id",
+    #[serde(default, deserialize_with = "text")]
+    parent_span_id: String = "parent_span_id",
+    #[serde(default, deserialize_with = "text")]
     l7_protocol: String = "Enum(l7_protocol)",
-    #[serde(deserialize_with = "text")]
+    #[serde(default, deserialize_with = "text")]
     request_resource: String = "request_resource",
-    #[serde(deserialize_with = "text")]
+    #[serde(default, deserialize_with = "text")]
     response_exception: String = "response_exception",
-    // Names, which cost more than all the rest: they are asked for once, when the trace is known.
     #[serde(default, deserialize_with = "text")]
     request_type: String = "request_type",
     #[serde(default, deserialize_with = "text")]
@@ -78,8 +100,8 @@ row! {
     agent: String = "agent",
 }
 
-/// Columns before the names.
-pub(super) const UNNAMED: usize = COLUMNS.len() - 8;
+/// Columns that look-ups read.
+pub(super) const SHARED: usize = 13;
 
 /// A name that is not known is null.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
@@ -115,16 +137,31 @@ impl RowId {
         parts.next().is_none().then_some(id)
     }
 
-    /// The condition that holds for the row.
+    /// A condition that holds for the row, and hardly for others: of what the projection has.
     pub(super) fn condition(&self) -> String {
-        let Self { start_time, agent_id, flow_id, observation_point, req_tcp_seq, resp_tcp_seq, request_id } =
-            self;
+        let Self {
+            start_time,
+            agent_id,
+            flow_id: _,
+            observation_point,
+            req_tcp_seq,
+            resp_tcp_seq,
+            request_id: _,
+        } = self;
         format!(
-            "start_time = {start_time} AND agent_id = {agent_id} AND flow_id = {flow_id} AND observation_point = \
-             {observation_point} AND req_tcp_seq = {req_tcp_seq} AND resp_tcp_seq = {resp_tcp_seq} AND request_id = \
-             {request_id}"
+            "start_time = {start_time} AND agent_id = {agent_id} AND observation_point = {observation_point} AND req_tcp_seq = \
+             {req_tcp_seq} AND resp_tcp_seq = {resp_tcp_seq}"
         )
     }
+}
+
+/// What tells a row from nearly all others, of what look-ups read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Place {
+    times: (u64, u64),
+    agent_id: u32,
+    observation_point: u8,
+    seqs: (u32, u32),
 }
 
 impl std::fmt::Display for RowId {
@@ -148,6 +185,15 @@ impl Row {
             req_tcp_seq: self.req_tcp_seq,
             resp_tcp_seq: self.resp_tcp_seq,
             request_id: self.request_id,
+        }
+    }
+
+    pub(super) fn place(&self) -> Place {
+        Place {
+            times: (self.start_time, self.end_time),
+            agent_id: self.agent_id,
+            observation_point: self.observation_point,
+            seqs: (self.req_tcp_seq, self.resp_tcp_seq),
         }
     }
 
@@ -177,6 +223,11 @@ impl Row {
 
     pub(super) fn is_server_process(&self) -> bool {
         self.observation_point == ObservationPoint::ServerProcess as u8
+    }
+
+    /// What it says of its process's other requests is a guess.
+    pub(super) fn is_guess(&self) -> bool {
+        self.syscall_trace_source == SyscallTraceSource::EventLoop as u8
     }
 
     /// The ids of system calls that it took part in.

@@ -2,7 +2,7 @@
 
 mod crowd;
 
-use metaflow_schema::enums::{L7Type, ObservationPoint as At, SignalSource};
+use metaflow_schema::enums::{L7Type, ObservationPoint as At, SignalSource, SyscallTraceSource};
 
 use super::*;
 
@@ -114,6 +114,36 @@ fn system_calls_link_what_a_process_sends_to_what_it_serves() {
     };
     check(&of(77, 77), &["front s-p", "  db c-p syscall"]);
     check(&of(77, 78), &["front s-p", "db c-p"]);
+}
+
+#[test]
+fn a_guess_is_named_as_one_and_gives_way_to_what_programs_say() {
+    let guess = |row| Row { syscall_trace_source: SyscallTraceSource::EventLoop as u8, ..row };
+    let served = |name: &str, time, id, seq| {
+        guess(syscalls(ends(row(name, At::ServerProcess, 2, time, (seq, seq)), "u", "p"), id, id))
+    };
+    let sent = |name: &str, time, id, seq| {
+        guess(syscalls(ends(row(name, At::ClientProcess, 2, time, (seq, seq)), "p", "d"), id, id))
+    };
+    let [one, two] = [served("one", (10, 50), 1, 1), served("two", (11, 51), 2, 2)];
+    check(
+        &[one.clone(), two.clone(), sent("asked", (12, 20), 2, 3)],
+        &["one s-p", "two s-p", "  asked c-p event_loop"],
+    );
+    // It goes on when the request is answered.
+    check(&[one.clone(), sent("asked", (12, 60), 1, 3)], &["one s-p", "asked c-p"]);
+    // Came in together.
+    check(
+        &[one.clone(), served("two", (11, 51), 1, 2), sent("asked", (12, 20), 1, 3)],
+        &["one s-p", "two s-p", "asked c-p"],
+    );
+    let [one, two] = [(one, "a"), (two, "b")].map(|(row, id)| Row { x_request_id_0: id.into(), ..row });
+    let asked = Row { x_request_id_0: "a".into(), ..sent("asked", (12, 20), 2, 3) };
+    check(&[one.clone(), two, asked], &["one s-p", "  asked c-p x_request_id", "two s-p"]);
+    check(
+        &[traced(one, "t", "", ""), traced(sent("asked", (12, 20), 1, 3), "other", "", "")],
+        &["one s-p", "asked c-p"],
+    );
 }
 
 #[test]

@@ -71,6 +71,7 @@ impl Comparison<'_> {
                 self.on_number(flag)
             }
             TagValue::Time => self.on_time(),
+            TagValue::RowId => self.on_row_id(),
         }
     }
 
@@ -91,6 +92,27 @@ impl Comparison<'_> {
             })
             .collect::<Result<Vec<_>, _>>()?;
         Ok(self.relation(&subject, numbers))
+    }
+
+    /// By the numbers that an id is made of, so that no text is made of each row.
+    fn on_row_id(&self) -> Result<Sql, Error> {
+        let condition = |(literal, expr): &(Literal, &Expr)| {
+            let numbers: Option<Vec<u64>> = match literal {
+                Literal::Text(text) => text.split('-').map(|part| part.parse().ok()).collect(),
+                Literal::Integer(_) | Literal::Float(_) => None,
+            };
+            match numbers {
+                Some(numbers) if self.operator == Operator::Equal && numbers.len() == tag::row_id().len() => {
+                    let pairs = tag::row_id().into_iter().zip(numbers);
+                    Ok(Sql::all(
+                        pairs.map(|(part, number)| part.equals(Sql::Integer(number.into()))).collect(),
+                    ))
+                }
+                _ => Err(refuse(expr, "not the id of a row")
+                    .hint("_id is compared by = and IN with texts that SELECT _id shows")),
+            }
+        };
+        Ok(Sql::any(self.values.iter().map(condition).collect::<Result<_, _>>()?))
     }
 
     fn on_text(&self, subject: Sql) -> Result<Sql, Error> {

@@ -2,7 +2,7 @@
 
 use crate::{
     block::block,
-    enums::{Kind, L7Protocol, L7Type, ObservationPoint, ResponseStatus, SignalSource},
+    enums::{Kind, L7Protocol, L7Type, ObservationPoint, ResponseStatus, SignalSource, SyscallTraceSource},
     tags::Tags,
     types::{I32, Micros, Seconds, Text, U8, U16, U32, U64},
 };
@@ -99,6 +99,8 @@ block! {
             syscall_coroutine_0: U64 Plain;
             /// coroutine of the server
             syscall_coroutine_1: U64 Plain;
+            /// what the trace ids of system calls rest on
+            syscall_trace_source: U8 Enum(SyscallTraceSource::VALUES);
         }
         groups { tags_0: Tags "_0"; tags_1: Tags "_1"; }
     }

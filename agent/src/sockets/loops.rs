@@ -1,0 +1,119 @@
+//! Which processes work for several requests on one thread: event loops (nginx, Node), coroutines (tokio).
+//!
+//! They are told from others by what they do: a thread is asked on a second connection before the first is answered, another thread answers
+//! than was asked, or responses on one connection overlap. From then on, until the process ends or becomes another program, its links are
+//! guesses: a request is put to what its thread read last before it was sent, or, the first one on a new connection, to what the thread read
+//! last before it began that connection. A proxy begins one as soon as it has read a request, and writes when the connection stands. Of
+//! several answers that were read at once, each is gone on with once, in their order. Where work goes from thread to thread, threads say
+//! nothing: there what was read first in the process is gone on with first.
+
+use std::collections::VecDeque;
+
+use metaflow_schema::enums::{L7Protocol, ObservationPoint};
+
+use super::socket::Socket;
+use super::threads::Thread;
+use super::{Call, Key, Sockets};
+use crate::events::{Task, Way};
+
+/// Connections that were begun and are not established.
+const CONNECTING_MAX: usize = 16_384;
+/// Processes that are remembered.
+const LOOPS_MAX: usize = 16_384;
+/// Requests of one process that can be gone on with.
+const READY_MAX: usize = 4_096;
+
+/// What is known of such a process.
+#[derive(Debug, Default)]
+pub(super) struct Loop {
+    /// Where work goes from thread to thread, a thread says nothing: requests that can be gone on with, since they were read or an answer to
+    /// something asked for them was, in that order.
+    ready: Option<VecDeque<u64>>,
+}
+
+impl Loop {
+    pub(super) fn can_go_on(&mut self, trace: u64) {
+        let Some(ready) = &mut self.ready else { return };
+        if ready.len() >= READY_MAX {
+            ready.pop_front();
+        }
+        ready.push_back(trace);
+    }
+
+    /// What a thread sends to a server is for. `begins`: a request begins.
+    pub(super) fn choose(&mut self, thread: &mut Thread, socket: &mut Socket, begins: bool) {
+        if !begins {
+            return;
+        }
+        // The connection is written to when it stands, and by then the thread has read other things.
+        let begun_for = if socket.has_sent { 0 } else { socket.begun_for };
+        let first = self.ready.as_mut().map_or_else(|| thread.next.pop_front(), |ready| ready.pop_front());
+        match (begun_for, first) {
+            (0, Some(first)) => thread.trace = first,
+            (0, None) => {}
+            (trace, _) => thread.trace = trace,
+        }
+        socket.trace = thread.trace;
+    }
+
+    /// A request is answered, or what was asked for it.
+    pub(super) fn after(&mut self, call: &Call) {
+        match (call.point, call.traces[0]) {
+            (_, 0) => {}
+            (ObservationPoint::ClientProcess, trace) => self.can_go_on(trace),
+            (_, trace) => {
+                if let Some(ready) = &mut self.ready {
+                    ready.retain(|known| *known != trace);
+                }
+            }
+        }
+    }
+}
+
+impl Sockets {
+    /// A connection is begun for what its thread works for.
+    pub(super) fn connecting(&mut self, time: u64, socket: u64, task: Task) {
+        let trace = self.threads.at(task.thread, time).trace;
+        if trace == 0 {
+            return;
+        }
+        if self.connecting.len() >= CONNECTING_MAX {
+            self.connecting.clear();
+        }
+        self.connecting.insert(socket, trace);
+    }
+
+    /// The other side of a conversation speaks: whether that shows that the process does not keep to one request a thread.
+    pub(super) fn turn(&mut self, key: Key, task: Task, way: Way, now_ns: u64) {
+        let Some(socket) = self.sockets.get_mut(&key) else { return };
+        if socket.protocol() == L7Protocol::Unknown || key.partner.is_some() {
+            return;
+        }
+        let is_client = socket.is_client_now();
+        if is_client == (way == Way::Out) {
+            socket.asker = task.thread;
+            let thread = self.threads.at(task.thread, now_ns);
+            let asked = if is_client { 0 } else { std::mem::replace(&mut thread.asked, key.socket) };
+            if asked != 0 && asked != key.socket {
+                self.is_loop(task.pid, false);
+            }
+        } else {
+            let asker = socket.asker;
+            self.threads.answered(asker, key.socket);
+            if asker != 0 && asker != task.thread {
+                self.is_loop(task.pid, true);
+            }
+        }
+    }
+
+    /// `moves`: its work goes from thread to thread.
+    pub(super) fn is_loop(&mut self, pid: u32, moves: bool) {
+        if self.loops.len() >= LOOPS_MAX && !self.loops.contains_key(&pid) {
+            self.loops.clear();
+        }
+        let known = self.loops.entry(pid).or_default();
+        if moves {
+            known.ready.get_or_insert_default();
+        }
+    }
+}
