@@ -251,6 +251,9 @@ fn schema_table(table: wire::Table) -> Option<&'static SchemaTable> {
         wire::Table::Application1m => &tables::APPLICATION_1M,
         wire::Table::ApplicationMap1s => &tables::APPLICATION_MAP_1S,
         wire::Table::ApplicationMap1m => &tables::APPLICATION_MAP_1M,
+        wire::Table::InProcess => &tables::IN_PROCESS,
+        wire::Table::FileEvent => &tables::FILE_EVENT,
+        wire::Table::ProcessEvent => &tables::PROCESS_EVENT,
     })
 }
 

@@ -15,6 +15,7 @@ mod l4;
 mod l7;
 mod label;
 mod names;
+mod process;
 mod snapshot;
 mod tags;
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! It keeps no state of a query, so it is a service that callers share rather than an actor with a mailbox.
 
 mod answer;
+pub mod flame;
 #[cfg(test)]
 mod tests;
 pub mod trace;

@@ -7,7 +7,8 @@ use metaflow_schema::{
     block::Group,
     encode_native,
     tables::{
-        Application, ApplicationMap, L4_FLOW_LOG, L4FlowLog, L7_FLOW_LOG, L7FlowLog, Network, NetworkMap,
+        Application, ApplicationMap, FILE_EVENT, FileEvent, IN_PROCESS, InProcess, L4_FLOW_LOG, L4FlowLog,
+        L7_FLOW_LOG, L7FlowLog, Network, NetworkMap, PROCESS_EVENT, ProcessEvent,
     },
 };
 use metaflow_wire as wire;
@@ -49,6 +50,9 @@ pub enum Rows {
     NetworkMap(&'static Table, Box<NetworkMap>),
     Application(&'static Table, Box<Application>),
     ApplicationMap(&'static Table, Box<ApplicationMap>),
+    InProcess(Box<InProcess>),
+    FileEvent(Box<FileEvent>),
+    ProcessEvent(Box<ProcessEvent>),
 }
 
 /// What became of a batch; flows back to the ingester, and from it to the agent.
@@ -78,6 +82,9 @@ macro_rules! each {
             Rows::NetworkMap(_, $block) => $result,
             Rows::Application(_, $block) => $result,
             Rows::ApplicationMap(_, $block) => $result,
+            Rows::InProcess($block) => $result,
+            Rows::FileEvent($block) => $result,
+            Rows::ProcessEvent($block) => $result,
         }
     };
 }
@@ -91,6 +98,9 @@ impl Rows {
             | Self::NetworkMap(table, _)
             | Self::Application(table, _)
             | Self::ApplicationMap(table, _) => table,
+            Self::InProcess(_) => &IN_PROCESS,
+            Self::FileEvent(_) => &FILE_EVENT,
+            Self::ProcessEvent(_) => &PROCESS_EVENT,
         }
     }
 
@@ -127,6 +137,9 @@ impl Rows {
             Self::NetworkMap(table, block) => Self::NetworkMap(table, Box::new(block.select(rows))),
             Self::Application(table, block) => Self::Application(table, Box::new(block.select(rows))),
             Self::ApplicationMap(table, block) => Self::ApplicationMap(table, Box::new(block.select(rows))),
+            Self::InProcess(block) => Self::InProcess(Box::new(block.select(rows))),
+            Self::FileEvent(block) => Self::FileEvent(Box::new(block.select(rows))),
+            Self::ProcessEvent(block) => Self::ProcessEvent(Box::new(block.select(rows))),
         }
     }
 
@@ -143,6 +156,9 @@ impl Rows {
             (Self::NetworkMap(_, block), Self::NetworkMap(_, more)) => block.append(*more),
             (Self::Application(_, block), Self::Application(_, more)) => block.append(*more),
             (Self::ApplicationMap(_, block), Self::ApplicationMap(_, more)) => block.append(*more),
+            (Self::InProcess(block), Self::InProcess(more)) => block.append(*more),
+            (Self::FileEvent(block), Self::FileEvent(more)) => block.append(*more),
+            (Self::ProcessEvent(block), Self::ProcessEvent(more)) => block.append(*more),
             _ => return Err(OtherTable(others.name, mine.name)),
         }
         Ok(())

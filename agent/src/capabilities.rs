@@ -1,13 +1,20 @@
 //! What works on this host: a line for each ability, with what to do where it does not.
 
-use std::{fs, io::Write, path::Path};
+use std::{
+    fs,
+    io::{self, Write},
+    path::Path,
+};
 
 use crate::{
     capture::{LiveConfig, LiveSource},
     config::{Config, Enabled},
     facts::{Collector, Identity, machine_id},
     guard::free_bytes,
-    probes::{Capability, Probes, Rival, Settings},
+    probes::{
+        Capability, Probes, Rival, Settings,
+        host::{EventSettings, HostProbes, ProfileSettings},
+    },
 };
 
 /// Tries each ability and says how it went.
@@ -46,18 +53,28 @@ fn inside(out: &mut dyn Write, config: &Config) -> anyhow::Result<()> {
     let rival = Rival::find();
     // The programs are taken away again at once.
     let (probes, report) = Probes::open(&Settings::new(&config.ebpf, config.excluded_ports()));
+    tell(out, report)?;
+    match probes {
+        Some(probes) => writeln!(out, "eBPF: requests are seen in processes, by {}", probes.step().name())?,
+        None => writeln!(out, "eBPF: no; requests are seen in packets alone")?,
+    }
+    let profile = ProfileSettings { on_cpu: true, off_cpu: true, frequency: 99, only_listed: false };
+    let events = EventSettings { processes: true, files_from_us: Some(u32::MAX) };
+    for (_, report) in [HostProbes::profile(&profile), HostProbes::events(&events)] {
+        tell(out, report)?;
+    }
+    if let Some(rival) = rival {
+        writeln!(out, "eBPF: {rival} now; a second one keeps to packets")?;
+    }
+    Ok(())
+}
+
+fn tell(out: &mut dyn Write, report: Vec<Capability>) -> io::Result<()> {
     for Capability { name, problem, lost } in report {
         match problem {
             None => writeln!(out, "eBPF, {name}: yes")?,
             Some(problem) => writeln!(out, "eBPF, {name}: no ({problem}); without it: {lost}")?,
         }
-    }
-    match probes {
-        Some(probes) => writeln!(out, "eBPF: requests are seen in processes, by {}", probes.step().name())?,
-        None => writeln!(out, "eBPF: no; requests are seen in packets alone")?,
-    }
-    if let Some(rival) = rival {
-        writeln!(out, "eBPF: {rival} now; a second one keeps to packets")?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@
 
 mod basis;
 mod columns;
+mod host;
 mod logs;
 mod metrics;
 mod once;
@@ -104,6 +105,9 @@ pub struct Emitter {
     symbols: Symbols,
     flow_log: Builder<logs::FlowLog>,
     request_log: Builder<logs::RequestLog>,
+    stacks: Builder<host::Stacks>,
+    files: Builder<host::Files>,
+    lives: Builder<host::Lives>,
     network: Rollup<NetworkKey, NetworkValue>,
     network_rows: [Builder<metrics::NetworkRows>; 4],
     application: Rollup<ApplicationKey, ApplicationValue>,
@@ -121,6 +125,9 @@ impl Emitter {
             symbols: Symbols::default(),
             flow_log: Builder::new(Table::L4FlowLog),
             request_log: Builder::new(Table::L7FlowLog),
+            stacks: Builder::new(Table::InProcess),
+            files: Builder::new(Table::FileEvent),
+            lives: Builder::new(Table::ProcessEvent),
             network: Rollup::new(keys),
             network_rows: [Table::Network1s, Table::NetworkMap1s, Table::Network1m, Table::NetworkMap1m]
                 .map(Builder::new),
@@ -173,7 +180,33 @@ impl Emitter {
         for report in output.seconds.drain(..) {
             self.accept_second(&report, now, basis);
         }
+        self.accept_processes(output, now, basis);
         self.counters.collapsed = self.network.collapsed + self.application.collapsed;
+    }
+
+    /// What was seen of processes beside their requests.
+    fn accept_processes(&mut self, output: &mut Output, now: u64, basis: &dyn Basis) {
+        let Self { stacks, files, lives, config, chunks, counters, .. } = self;
+        let mut is_own = |pid: u32| {
+            let is_own = basis.is_own(pid);
+            counters.own += u64::from(is_own);
+            is_own
+        };
+        output.stacks.retain(|row| !is_own(row.pid));
+        output.files.retain(|row| !is_own(row.pid));
+        let truncated = &mut counters.truncated;
+        for row in output.stacks.drain(..) {
+            host::push_stack(stacks, &row, now, truncated);
+            cut_when_full(stacks, config, chunks);
+        }
+        for row in output.files.drain(..) {
+            host::push_file(files, &row, now, truncated);
+            cut_when_full(files, config, chunks);
+        }
+        for row in output.lives.drain(..) {
+            host::push_life(lives, &row, now, truncated);
+            cut_when_full(lives, config, chunks);
+        }
     }
 
     /// A row of the log, and what it adds to the metrics.
@@ -258,6 +291,9 @@ impl Emitter {
             && self.once.is_empty()
             && self.flow_log.rows() == 0
             && self.request_log.rows() == 0
+            && self.stacks.rows() == 0
+            && self.files.rows() == 0
+            && self.lives.rows() == 0
             && self.network_rows.iter().all(|builder| builder.rows() == 0)
             && self.application_rows.iter().all(|builder| builder.rows() == 0)
     }
@@ -292,6 +328,9 @@ impl Emitter {
         let chunks = &mut self.chunks;
         self.flow_log.cut_opened_before(limit, chunks);
         self.request_log.cut_opened_before(limit, chunks);
+        self.stacks.cut_opened_before(limit, chunks);
+        self.files.cut_opened_before(limit, chunks);
+        self.lives.cut_opened_before(limit, chunks);
         for builder in &mut self.network_rows {
             builder.cut_opened_before(limit, chunks);
         }

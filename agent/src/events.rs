@@ -2,6 +2,8 @@
 
 #![expect(unsafe_code, reason = "records are read as the structure that the kernel side wrote")]
 
+pub mod host;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bpf_abi::{Header, flag, kind};

@@ -36,6 +36,8 @@ pub mod reason {
     pub const EVENT_DROPS: &str = "event_drops";
     /// Transfers of sockets whose bytes could not be seen (sendfile, io_uring).
     pub const UNSEEN_TRANSFERS: &str = "unseen_transfers";
+    /// Samples, file events and process events that the kernel had no room for, or that were more than the agent keeps.
+    pub const HOST_EVENT_DROPS: &str = "host_event_drops";
     /// Events of sockets beyond `ebpf.sockets_max`.
     pub const EXCESS_SOCKETS: &str = "excess_sockets";
 }

@@ -28,6 +28,6 @@ pub struct Piece {
 }
 
 fn rows(output: &Output) -> usize {
-    let Output { seconds, logs, sessions, calls } = output;
-    seconds.len() + logs.len() + sessions.len() + calls.len()
+    let Output { seconds, logs, sessions, calls, stacks, files, lives } = output;
+    seconds.len() + logs.len() + sessions.len() + calls.len() + stacks.len() + files.len() + lives.len()
 }

@@ -6,6 +6,7 @@
 
 mod constants;
 mod costs;
+pub mod host;
 mod libraries;
 mod plain;
 mod rivals;

@@ -3,6 +3,7 @@
 //! ```text
 //! capture thread --queue of pieces--> sealing thread --spool--> sender (tokio)
 //! eBPF thread -----queue of pieces--> sealing thread
+//! profile thread --queue of pieces--> sealing thread
 //! facts thread --snapshots--> sealing thread, sender        guard (tokio, once a second) --level--> capture thread
 //! ```
 //!
@@ -10,6 +11,7 @@
 
 #[cfg(test)]
 mod corpus_tests;
+mod host;
 mod inside;
 mod replay;
 mod run;

@@ -17,6 +17,7 @@ mod member;
 pub(crate) mod observe;
 mod output;
 mod pages;
+mod profile;
 mod query;
 mod shard;
 mod status;
@@ -92,6 +93,8 @@ enum Verb {
     Query(query::Arguments),
     /// A trace as a tree: what each span took, and why it stands where it does.
     Trace(trace::Arguments),
+    /// Where processes spend their time, by function.
+    Profile(profile::Arguments),
     /// The services that answer requests now: rate, errors, delays, callers.
     Top(top::Arguments),
     /// Certificates for encrypted connections; asks no node.
@@ -123,6 +126,7 @@ pub(crate) async fn run(Arguments { access, verb }: Arguments) -> Result<(), Fai
         Verb::Debug { verb } => debug::run(&client()?, verb).await,
         Verb::Query(arguments) => query::run(&client()?, arguments).await,
         Verb::Trace(arguments) => trace::run(&client()?, arguments).await,
+        Verb::Profile(arguments) => profile::run(&client()?, arguments).await,
         Verb::Top(arguments) => top::run(&client()?, arguments).await,
         Verb::Cert { verb } => cert::run(verb),
         Verb::Token { verb } => token::run(verb),

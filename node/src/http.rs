@@ -14,6 +14,7 @@ mod member;
 mod observe;
 mod overview;
 mod page;
+mod profile;
 mod trace;
 
 use std::{sync::Arc, time::Duration};
@@ -72,6 +73,7 @@ pub(crate) fn pages(services: Services) -> Router {
         .merge(fleet::routes())
         .merge(observe::routes())
         .merge(trace::routes())
+        .merge(profile::routes())
         .route("/metrics", get(metrics))
         .route("/health/live", get(|| async { "alive\n" }))
         .route("/health/ready", get(ready))

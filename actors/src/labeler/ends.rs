@@ -1,10 +1,10 @@
 //! Both ends of every row: each distinct end of a batch is looked up once, then its tags are spread over the rows column by column.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::Ipv4Addr};
 
 use metaflow_schema::{
     tags::{TagRow, Tags},
-    types::ip_cell_from_bytes,
+    types::{ip_cell, ip_cell_from_bytes},
 };
 use metaflow_wire::Endpoints;
 
@@ -91,6 +91,24 @@ pub(super) fn resolve(
         .map(|((&address, &pid), (&port, &ip_protocol))| Key { address, pid, port, ip_protocol });
     let server = spread(keys, cells.rows, find);
     Ok(Ends { client, server, observation_point, protocol, server_port, interface_index })
+}
+
+/// Tags of rows that describe one process of the agent's host each; the host's where the process is not known.
+pub(super) fn of_processes(
+    snapshot: &Snapshot,
+    agent_id: u32,
+    cells: &mut Cells<'_>,
+    pids: Vec<u32>,
+) -> Result<Tags, Malformed> {
+    let pids = cells.whole("pid", pids)?;
+    // Loopback stands for the agent's own host.
+    let ip = ip_cell(Ipv4Addr::LOCALHOST.into());
+    let keys = pids.iter().map(|&pid| Key { pid, ..Key::default() });
+    Ok(spread(keys, cells.rows, |key| {
+        let tags = tags::find(snapshot, agent_id, &End { ip, pid: key.pid, port: 0, ip_protocol: 0 });
+        // Its number is known even where it was gone before the agent told of it.
+        TagRow { pid: key.pid, ..tags }
+    }))
 }
 
 /// An end by the batch's own numbers.

@@ -10,7 +10,7 @@ use metaflow_schema::{
 };
 use metaflow_wire::{self as wire, columns::Rows as WireRows};
 
-use super::{cells::Cells, l4, l7, snapshot::Snapshot};
+use super::{cells::Cells, l4, l7, process, snapshot::Snapshot};
 use crate::rows::{BatchId, Rows};
 
 /// Where ids of names come from.
@@ -107,6 +107,15 @@ impl<N: Names> Input<'_, N> {
                     if table == T::ApplicationMap1s { &APPLICATION_MAP_1S } else { &APPLICATION_MAP_1M };
                 Rows::ApplicationMap(table, Box::new(l7::application_map(self, cells, &addresses, columns)?))
             }
+            (T::InProcess, Some(WireRows::InProcess(columns))) => {
+                Rows::InProcess(Box::new(process::profile(self, cells, columns)?))
+            }
+            (T::FileEvent, Some(WireRows::FileEvent(columns))) => {
+                Rows::FileEvent(Box::new(process::files(self, cells, columns)?))
+            }
+            (T::ProcessEvent, Some(WireRows::ProcessEvent(columns))) => {
+                Rows::ProcessEvent(Box::new(process::lives(self, cells, columns)?))
+            }
             _ => return Err(Malformed::Table(table.as_str_name()).into()),
         };
         debug_assert!(is_even(&labelled, rows), "a mapping left a column with another length");
@@ -125,5 +134,8 @@ fn is_even(rows: &Rows, expected: usize) -> bool {
         Rows::NetworkMap(_, block) => check(block.as_ref(), expected),
         Rows::Application(_, block) => check(block.as_ref(), expected),
         Rows::ApplicationMap(_, block) => check(block.as_ref(), expected),
+        Rows::InProcess(block) => check(block.as_ref(), expected),
+        Rows::FileEvent(block) => check(block.as_ref(), expected),
+        Rows::ProcessEvent(block) => check(block.as_ref(), expected),
     }
 }

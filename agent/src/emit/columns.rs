@@ -68,12 +68,17 @@ impl<T: Rows> Builder<T> {
         self.rows as usize * T::ROW_BYTES + self.pool.bytes()
     }
 
-    /// Begins a row: its ends. The caller pushes the other columns.
-    pub(super) fn push_place(&mut self, place: &Place, two_sided: bool, now: u64) {
+    /// Begins a row that has no ends. The caller pushes its columns.
+    pub(super) fn begin_row(&mut self, now: u64) {
         if self.rows == 0 {
             self.opened = now;
         }
         self.rows += 1;
+    }
+
+    /// Begins a row: its ends. The caller pushes the other columns.
+    pub(super) fn push_place(&mut self, place: &Place, two_sided: bool, now: u64) {
+        self.begin_row(now);
         if two_sided {
             self.endpoints.client_ip.push(self.pool.address(place.client_ip));
             self.endpoints.client_pid.push(place.client_pid);

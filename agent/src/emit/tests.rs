@@ -109,6 +109,9 @@ fn totals(chunks: &[Chunk]) -> Totals {
             Rows::Application(rows) => {
                 (total32(&rows.request), rows.rrt_sum.iter().sum(), rows.rrt_max.iter().max())
             }
+            Rows::InProcess(rows) => (rows.profile_value.iter().sum(), total32(&rows.pid), None),
+            Rows::FileEvent(rows) => (rows.bytes.iter().sum(), rows.duration.iter().sum(), None),
+            Rows::ProcessEvent(rows) => (total32(&rows.signal), rows.duration.iter().sum(), None),
         };
         let total = totals.entry(chunk.table.as_str_name()).or_default();
         total.0 += u64::from(chunk.rows);
@@ -331,4 +334,59 @@ fn traffic_of_metaflow_itself_is_not_reported() {
     let totals = totals(&emitter.take());
     assert_eq!(totals["APPLICATION_MAP_1S"].0, 1);
     assert_eq!(totals["NETWORK_MAP_1S"].0, 1);
+}
+
+#[test]
+fn what_processes_do_beside_requests_becomes_rows_of_their_tables() {
+    let mut emitter = Emitter::new(Config::default());
+    let mut output = Output {
+        stacks: vec![crate::profile::Row {
+            pid: 7,
+            process: "app".into(),
+            doing: crate::events::host::Doing::Waiting,
+            folded: "[t] app;main;poll".into(),
+            value: 1_500,
+            start: BEGIN,
+            end: BEGIN + 5_000_000,
+        }],
+        files: vec![crate::incidents::FileRow {
+            start: BEGIN,
+            end: BEGIN + 20_000,
+            pid: 7,
+            thread: 8,
+            thread_name: "app".to_owned(),
+            event_type: "read",
+            directory: "/data".to_owned(),
+            file: "file".to_owned(),
+            bytes: 4_096,
+            duration: 20_000,
+        }],
+        lives: vec![crate::incidents::LifeRow {
+            time: BEGIN,
+            pid: 7,
+            event_type: "exit",
+            signal: 9,
+            lived: 3,
+            ..Default::default()
+        }],
+        ..Output::default()
+    };
+    emitter.accept(&mut output, BEGIN, &Nowhere);
+    assert!(!emitter.is_empty());
+    emitter.finish(BEGIN);
+    let chunks = emitter.take();
+    let expected = [
+        ("FILE_EVENT", (1, 4_096, 20_000, 0)),
+        ("IN_PROCESS", (1, 1_500, 7, 0)),
+        ("PROCESS_EVENT", (1, 9, 3, 0)),
+    ];
+    assert_eq!(totals(&chunks).into_iter().collect::<Vec<_>>(), expected);
+    for Chunk { columns, .. } in &chunks {
+        let has = |text: &str| columns.strings.iter().any(|string| string == text);
+        match columns.rows.as_ref().unwrap() {
+            Rows::InProcess(_) => assert!(has("[t] app;main;poll") && has("off-cpu") && has("app")),
+            Rows::FileEvent(_) => assert!(has("/data") && has("read")),
+            _ => assert!(has("SIGKILL") && has("exit")),
+        }
+    }
 }

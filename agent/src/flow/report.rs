@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use metaflow_schema::enums::{CloseType, L7Protocol};
 
+use crate::incidents::{FileRow, LifeRow};
+use crate::profile;
 use crate::session::SessionBox;
 use crate::sockets::Call;
 
@@ -117,4 +119,8 @@ pub struct Output {
     pub sessions: Vec<(FlowFacts, SessionBox)>,
     /// Finished requests as processes saw them; not of the flow table.
     pub calls: Vec<Call>,
+    /// What was seen of processes beside their requests; not of the flow table.
+    pub stacks: Vec<profile::Row>,
+    pub files: Vec<FileRow>,
+    pub lives: Vec<LifeRow>,
 }

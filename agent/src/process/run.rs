@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::host;
 use super::inside::Inside;
 use super::{Process, Start, Status, first_level, join};
 use crate::{
@@ -44,6 +45,7 @@ pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status
     };
     let config = Config::clone(&settings.borrow());
     let inside = Inside::open(&config)?;
+    let sees_host = host::is_free();
     let mut collector = Collector::default();
     let (snapshot, first_host) = collector.look();
     let server_ports = snapshot.listeners.iter().map(|listener| listener.port).collect();
@@ -72,6 +74,7 @@ pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status
     };
     let (metrics, shedding) = (Arc::clone(&process.metrics), Arc::clone(&process.shedding));
     let halt = Arc::new(AtomicBool::new(false));
+    let watching = host::spawn(&process, sees_host, facts_changes.clone(), settings.clone(), &halt)?;
     let looking_inside = inside.map(|inside| inside.spawn(&process, facts_changes, &halt)).transpose()?;
     let mut feed = Feed::new(flows, process.queue()?, Overflow::Drop, metrics, shedding);
     feed.follow(settings);
@@ -87,6 +90,7 @@ pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status
     if let Some(thread) = looking_inside {
         join(thread, "eBPF").await?;
     }
+    join(watching, "profile").await?;
     process.seal().await?;
     process.drain(LINGER, false, &CancellationToken::new()).await;
     stop_looking.cancel();

@@ -5,6 +5,8 @@
 
 #![no_std]
 
+pub mod host;
+
 /// Each record of the ring buffer begins with this; payload follows, if the record has room for it.
 #[derive(Clone, Copy)]
 #[repr(C)]

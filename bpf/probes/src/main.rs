@@ -11,9 +11,13 @@
 
 mod begun;
 mod call;
+mod file;
+mod host;
 mod kernel;
+mod life;
 mod maps;
 mod record;
+mod sample;
 mod socket;
 mod thread;
 mod tls;

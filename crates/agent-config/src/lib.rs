@@ -4,6 +4,7 @@
 //! the settings do (`agent`), and which agent gets which (`actors`).
 
 mod ebpf;
+mod host;
 mod remote;
 mod session;
 mod size;
@@ -22,6 +23,7 @@ use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 
 pub use ebpf::{Ebpf, Enabled};
+pub use host::{Events, Profile};
 pub use remote::{HOT, LOCAL, Problem, Remote, TEXT_BYTES_MAX, take_hot};
 pub use session::Session;
 pub use size::Size;
@@ -54,6 +56,8 @@ pub struct Config {
     pub tls: Tls,
     pub capture: Capture,
     pub ebpf: Ebpf,
+    pub profile: Profile,
+    pub events: Events,
     pub session: Session,
     pub spool: Spool,
     pub guard: Guard,
@@ -125,6 +129,8 @@ impl Default for Config {
             tls: Tls::default(),
             capture: Capture::default(),
             ebpf: Ebpf::default(),
+            profile: Profile::default(),
+            events: Events::default(),
             session: Session::default(),
             spool: Spool::default(),
             guard: Guard::default(),
@@ -198,6 +204,8 @@ impl Config {
         ensure!(self.capture.ring.0 >= 1 << 20, "capture.ring is below 1 MiB");
         ensure!(self.capture.flows_max > 0, "capture.flows_max is 0");
         self.ebpf.check()?;
+        self.profile.check()?;
+        self.events.check()?;
         ensure!(
             self.spool.bytes_max.0 >= 8 << 20,
             "spool.bytes_max is below 8 MiB, two of the largest batches"

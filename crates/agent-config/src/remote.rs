@@ -10,7 +10,7 @@ pub const LOCAL: [&str; 8] =
     ["servers", "machine_id", "data_dir", "insecure", "tls", "region", "zone", "labels"];
 
 /// Keys, or whole sections, that a running agent takes. Everything else waits for its next start.
-pub const HOT: [&str; 3] = ["enabled", "guard", "session"];
+pub const HOT: [&str; 5] = ["enabled", "guard", "session", "profile", "events"];
 
 /// Text of one document; what a group says and what an agent gets are bounded by it.
 pub const TEXT_BYTES_MAX: usize = 16 << 10;

@@ -2,6 +2,8 @@
 -- name
 -- flow_log
 -- flow_metrics
+-- profile
+-- event
 
 --> SHOW TABLES
 -- name | database | datasources | description
@@ -11,6 +13,9 @@
 -- network_map | flow_metrics | network_map.1s,network_map.1m | Network metrics of each client and service
 -- application | flow_metrics | application.1s,application.1m | Request metrics of each service
 -- application_map | flow_metrics | application_map.1s,application_map.1m | Request metrics of each client and service
+-- in_process | profile | in_process | Profiles: time that a process spent in a stack of functions, every few seconds
+-- file_event | event | file_event | Files: a row for each slow read, write or sync
+-- process_event | event | process_event | Processes: a row for each start, program, deadly signal, lack of memory and exit
 
 --> SHOW TAG pod VALUES FROM application
 -- Tag value []

@@ -42,8 +42,6 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("tag host_ip values", "no tag or metric host_ip", "hosts have one name"),
     ("tag chost_ip values", "no tag or metric chost_ip", "machines have one name"),
     ("FROM log WHERE", "no table log", "no such table"),
-    ("from in_process", "no table in_process", "no such table"),
-    ("from file_event", "no table file_event", "no such table"),
 ];
 
 fn statements() -> Vec<String> {

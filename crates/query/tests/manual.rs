@@ -5,6 +5,7 @@
 use metaflow_query::{Compiled, Request, Value, compile};
 
 const MANUAL: &str = include_str!("../../../docs/sql.md");
+const PROFILING: &str = include_str!("../../../docs/profiling.md");
 
 fn compiled(statement: &str) -> Compiled {
     let request = Request { database: None, now_seconds: 1_700_000_000, shards: None };
@@ -13,7 +14,9 @@ fn compiled(statement: &str) -> Compiled {
 
 #[test]
 fn statements_of_the_manual_compile() {
-    let blocks = MANUAL.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let pages = [MANUAL, PROFILING].into_iter();
+    let blocks =
+        pages.flat_map(|page| page.split("```sql\n").skip(1)).map(|rest| rest.split("```").next().unwrap());
     let statements: Vec<&str> = blocks.flat_map(str::lines).collect();
     assert!(statements.len() >= 5, "{statements:?}");
     for statement in statements {

@@ -187,6 +187,30 @@ pub(crate) const L7_FLOW_LOG: &[Metric] = &[
     LOG_COUNT,
 ];
 
+pub(crate) const IN_PROCESS: &[Metric] =
+    &[counter("profile_value", "us", &["profile_value"], "time in the stack"), LOG_COUNT];
+
+pub(crate) const FILE_EVENT: &[Metric] = &[
+    counter("bytes", "bytes", &["bytes"], "bytes that were read or written"),
+    Metric {
+        name: "duration",
+        unit: "us",
+        doc: "how long it took",
+        source: Source::SingleDelay { column: "duration" },
+    },
+    LOG_COUNT,
+];
+
+pub(crate) const PROCESS_EVENT: &[Metric] = &[
+    Metric {
+        name: "duration",
+        unit: "us",
+        doc: "life of processes that ended",
+        source: Source::SingleDelay { column: "duration" },
+    },
+    LOG_COUNT,
+];
+
 /// Columns that exist only as expressions over stored ones: name, table family, expression.
 pub const COMPUTED: &[(&str, &str, &str)] = &[
     ("request", "l7_flow_log", "toUInt64(l7_type IN (0, 2))"),

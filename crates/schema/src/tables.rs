@@ -3,6 +3,7 @@
 mod application;
 mod dictionary;
 mod network;
+mod process;
 
 pub use application::{
     Application, ApplicationInterval, ApplicationIntervalRow, ApplicationMap, ApplicationMapRow,
@@ -13,6 +14,7 @@ pub use network::{
     L4FlowLog, L4FlowLogRow, Network, NetworkFigures, NetworkFiguresRow, NetworkInterval, NetworkIntervalRow,
     NetworkMap, NetworkMapRow, NetworkRow,
 };
+pub use process::{FileEvent, FileEventRow, InProcess, InProcessRow, ProcessEvent, ProcessEventRow};
 
 use crate::{
     block::{Block, Column, Group},
@@ -47,6 +49,9 @@ macro_rules! metrics_block {
 
 log_block!(L4FlowLog);
 log_block!(L7FlowLog);
+log_block!(InProcess);
+log_block!(FileEvent);
+log_block!(ProcessEvent);
 metrics_block!(Network);
 metrics_block!(NetworkMap);
 metrics_block!(Application);
@@ -126,6 +131,9 @@ const TRACE_PROJECTIONS: &[Projection] = &[Projection {
     ],
     order_by: "time",
 }];
+
+/// What is asked of one process or event is asked of some minutes.
+const TIME_INDEX: &[Index] = &[Index { name: "by_time", column: "time", kind: "minmax" }];
 
 /// A table's declaration.
 #[derive(Debug)]
@@ -215,6 +223,54 @@ pub static L7_FLOW_LOG: Table = Table {
     indexes: TRACE_INDEXES,
     projections: TRACE_PROJECTIONS,
     metrics: metrics::L7_FLOW_LOG,
+};
+
+/// Time of processes.
+pub static IN_PROCESS: Table = Table {
+    database: "profile",
+    name: "in_process",
+    family: "in_process",
+    interval: None,
+    doc: "Profiles: time that a process spent in a stack of functions, every few seconds.",
+    partition: Partition::Day,
+    ttl_days: Some(3),
+    order_by: &["app_service_id", "profile_event_type", "time"],
+    columns: columns_of::<InProcess>,
+    indexes: TIME_INDEX,
+    projections: &[],
+    metrics: metrics::IN_PROCESS,
+};
+
+/// Slow reads and writes.
+pub static FILE_EVENT: Table = Table {
+    database: "event",
+    name: "file_event",
+    family: "file_event",
+    interval: None,
+    doc: "Files: a row for each slow read, write or sync.",
+    partition: Partition::Day,
+    ttl_days: Some(7),
+    order_by: &["auto_service_type", "auto_service_id", "time"],
+    columns: columns_of::<FileEvent>,
+    indexes: TIME_INDEX,
+    projections: &[],
+    metrics: metrics::FILE_EVENT,
+};
+
+/// Lives of processes.
+pub static PROCESS_EVENT: Table = Table {
+    database: "event",
+    name: "process_event",
+    family: "process_event",
+    interval: None,
+    doc: "Processes: a row for each start, program, deadly signal, lack of memory and exit.",
+    partition: Partition::Day,
+    ttl_days: Some(7),
+    order_by: &["auto_service_type", "auto_service_id", "time"],
+    columns: columns_of::<ProcessEvent>,
+    indexes: TIME_INDEX,
+    projections: &[],
+    metrics: metrics::PROCESS_EVENT,
 };
 
 /// Names of tag ids.
@@ -331,7 +387,7 @@ metrics_table!(
 );
 
 /// Every table.
-pub static TABLES: [&Table; 11] = [
+pub static TABLES: [&Table; 14] = [
     &L4_FLOW_LOG,
     &L7_FLOW_LOG,
     &NETWORK_1S,
@@ -342,6 +398,9 @@ pub static TABLES: [&Table; 11] = [
     &APPLICATION_1M,
     &APPLICATION_MAP_1S,
     &APPLICATION_MAP_1M,
+    &IN_PROCESS,
+    &FILE_EVENT,
+    &PROCESS_EVENT,
     &DICTIONARY,
 ];
 

@@ -30,7 +30,7 @@ const IMPORTS: &[(&str, &[&str], bool)] = &[
     ),
     ("aya", &["agent/src/probes"], false),
     ("aya_ebpf", &["bpf/probes/"], false),
-    ("bpf_abi", &["bpf/probes/", "agent/src/probes", "agent/src/events.rs"], false),
+    ("bpf_abi", &["bpf/probes/", "agent/src/probes", "agent/src/events"], false),
     ("axum", &["node/", "cluster-tests/"], false),
     ("clap", &["node/src/", "actors/examples/", "agent/src/main.rs", "chaos/src/"], false),
 ];
@@ -44,7 +44,7 @@ const PURE: &[&str] = &[
     "agent/src/flow",
     "agent/src/packet",
     "agent/src/sockets",
-    "agent/src/events.rs",
+    "agent/src/events",
     "actors/src/labeler/",
     "actors/src/placement",
 ];

@@ -111,7 +111,10 @@ pub fn open(batch: &Batch) -> Result<(Table, Columns), MalformedBatch> {
         | (
             Table::Application1s | Table::Application1m | Table::ApplicationMap1s | Table::ApplicationMap1m,
             Some(Rows::Application(_)),
-        ) => Ok((table, columns)),
+        )
+        | (Table::InProcess, Some(Rows::InProcess(_)))
+        | (Table::FileEvent, Some(Rows::FileEvent(_)))
+        | (Table::ProcessEvent, Some(Rows::ProcessEvent(_))) => Ok((table, columns)),
         _ => Err(MalformedBatch::Table(table.as_str_name().to_owned())),
     }
 }

@@ -13,7 +13,7 @@ use super::{
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     sql: String,
-    /// Database: flow_metrics, flow_log or flow_tag; without it the table's name decides.
+    /// Database: flow_metrics, flow_log, profile, event or flow_tag; without it the table's name decides.
     #[arg(long)]
     db: Option<String>,
     #[command(flatten)]

@@ -29,7 +29,7 @@ impl Guard {
 }
 
 /// Statements come as POST, but they only read.
-const READING_POSTS: [&str; 3] = ["/v1/query", "/v1/query/", super::trace::PATH];
+const READING_POSTS: [&str; 4] = ["/v1/query", "/v1/query/", super::trace::PATH, super::profile::PATH];
 
 /// What a request needs; none for what everybody may see: whether the node lives, and the page that says where to ask.
 fn needed(method: &Method, path: &str) -> Option<Scope> {
@@ -102,6 +102,7 @@ mod tests {
             (Method::GET, "/metrics", Some(Scope::Read)),
             (Method::GET, "/v1/query", Some(Scope::Read)),
             (Method::POST, "/v1/query/", Some(Scope::Read)),
+            (Method::POST, "/v1/profile/ProfileTracing", Some(Scope::Read)),
             (Method::HEAD, "/v1/status", Some(Scope::Read)),
             (Method::GET, "/healthy", Some(Scope::Read)),
             (Method::GET, "//health/live", Some(Scope::Read)),

@@ -15,6 +15,15 @@ const ENDPOINTS: &[(&str, &str)] = &[
         "/api/traces/TRACE_ID",
         "the same as OTLP in JSON, as Tempo answers; <code>start</code>, <code>end</code>",
     ),
+    (
+        "/v1/profile/ProfileTracing",
+        "where a process (<code>app_service</code>) spends its time, as a tree of functions: POST JSON, with \
+         <code>profile_event_type</code> (<code>on-cpu</code>, <code>off-cpu</code>), <code>time_start</code>, <code>time_end</code>",
+    ),
+    (
+        "/v1/profile/folded?app_service=nginx",
+        "the same as text for flame graph programs; <code>profile_event_type</code>, <code>start</code>, <code>end</code>",
+    ),
     ("/v1/agents", "the agents that this node knows"),
     ("/v1/cluster/agents", "the agents of the whole cluster"),
     ("/v1/agent-groups", "groups of agents and what they set"),

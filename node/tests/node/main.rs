@@ -9,4 +9,5 @@ mod http;
 mod inspect;
 mod kit;
 mod lifecycle;
+mod profile;
 mod secure;

@@ -130,7 +130,7 @@ proptest! {
         columns in prop::collection::vec(column(), 8),
         strings in prop::collection::vec("[a-c]{0,2}", 0..4),
         addresses in prop::collection::vec(prop::collection::vec(any::<u8>(), 4..5), 0..4),
-        table in 0..11_i32,
+        table in 0..14_i32,
     ) {
         let table = Table::try_from(table).unwrap();
         let mut columns = columns.into_iter();
@@ -149,6 +149,16 @@ proptest! {
                 endpoints, time: next(), l7_protocol: next(), endpoint: next(), request: next(),
                 rrt_sum: wide(next()), request_domain: next(), ..Default::default()
             }),
+            Table::InProcess => WireRows::InProcess(wire::InProcess {
+                pid: next(), end_time: wide(next()), app_service: next(), profile_location_str: next(),
+                profile_value: wide(next()), ..Default::default()
+            }),
+            Table::FileEvent => WireRows::FileEvent(wire::FileEvent {
+                pid: next(), end_time: wide(next()), file_dir: next(), duration: wide(next()), ..Default::default()
+            }),
+            Table::ProcessEvent => WireRows::ProcessEvent(wire::ProcessEvent {
+                pid: next(), time: wide(next()), signal: next(), executable: next(), ..Default::default()
+            }),
             _ => WireRows::Network(wire::Network {
                 endpoints, time: next(), packet_tx: wide(next()), l7_protocol: next(),
                 performance: Some(wire::NetworkPerformance { cit_max: next(), ..Default::default() }),
@@ -164,6 +174,9 @@ proptest! {
                 Rows::NetworkMap(_, block) => encode_native(block.as_ref(), 3),
                 Rows::Application(_, block) => encode_native(block.as_ref(), 3),
                 Rows::ApplicationMap(_, block) => encode_native(block.as_ref(), 3),
+                Rows::InProcess(block) => encode_native(block.as_ref(), 3),
+                Rows::FileEvent(block) => encode_native(block.as_ref(), 3),
+                Rows::ProcessEvent(block) => encode_native(block.as_ref(), 3),
             };
             prop_assert!(encoded.is_ok());
         }
