@@ -66,7 +66,7 @@ impl Agent {
     /// Starts it and waits until it looks.
     pub(crate) async fn start(folder: &Path, server: &str, mode: Mode) -> Result<Self> {
         wait_for("another agent on this machine to end", PATIENCE, async || {
-            ensure!(!probes::is_in_use(), "its programs are in the kernel");
+            ensure!(probes::Rival::find().is_none(), "its programs are in the kernel");
             Ok(())
         })
         .await?;

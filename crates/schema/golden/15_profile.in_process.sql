@@ -15,7 +15,7 @@ CREATE TABLE IF NOT EXISTS profile.`in_process`
     `az_id` UInt32 COMMENT 'availability zone' CODEC(T64, ZSTD(1)),
     `host_id` UInt32 COMMENT 'machine that runs the agent' CODEC(T64, ZSTD(1)),
     `chost_id` UInt32 COMMENT 'cloud or virtual machine' CODEC(T64, ZSTD(1)),
-    `l3_epc_id` Int32 COMMENT 'VPC of the address; -2 is the internet' CODEC(T64, ZSTD(1)),
+    `l3_epc_id` UInt32 COMMENT 'VPC of the address; 4294967294 is the internet' CODEC(T64, ZSTD(1)),
     `vpc_id` UInt32 COMMENT 'virtual private cloud' CODEC(T64, ZSTD(1)),
     `subnet_id` UInt32 COMMENT 'subnet' CODEC(T64, ZSTD(1)),
     `l3_device_type` UInt8 COMMENT 'kind of the device that owns the address' CODEC(T64, LZ4),
