@@ -216,7 +216,6 @@ impl<S: Source> Querier<S> {
             ("wait_end_of_query", "1".to_owned()),
             // Without it the engine keeps every result in a file until its end, which a full disk would not take.
             ("buffer_size", RESULT_BUFFER_BYTES.to_string()),
-            ("cancel_http_readonly_queries_on_client_close", "1".to_owned()),
             ("output_format_json_quote_64bit_integers", "0".to_owned()),
             ("output_format_json_quote_denormals", "0".to_owned()),
         ]);

@@ -21,7 +21,9 @@ use metaflow_cluster_tests::{
 use rustix::process::{Signal, kill_process};
 
 const PATIENCE: Duration = Duration::from_secs(60);
-const BATCHES: u32 = 200;
+const BATCHES: u32 = 60;
+/// So few that the node is not stopped for longer than its insert may take: the store gives up who sends nothing for 30 s.
+const OPEN_MAX: usize = 24;
 /// So many that an insert is large enough to be held in its middle.
 const ROWS_A_BATCH: u32 = 1_000;
 
@@ -41,6 +43,7 @@ async fn pause(nodes: &[Node; 2], proxy: &Proxy, hold: Hold, name: &str) -> Resu
     let seen = Arc::clone(&at);
     let mut agent = LedgerAgent::new(name, 3, BATCHES, ROWS_A_BATCH, now_seconds());
     agent.answer_within = Duration::from_secs(3);
+    agent.open_max = OPEN_MAX;
     let sending = tokio::spawn(async move {
         let result = agent.run(|| urls[seen.load(Ordering::Relaxed)].clone(), PATIENCE).await;
         (agent, result)

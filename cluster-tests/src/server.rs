@@ -115,6 +115,16 @@ impl StoreServer {
         kill_process(pid.context("the server does not run")?, signal).context("failed to signal the server")
     }
 
+    /// Runs a statement as the operator; gives the lines of the answer.
+    pub async fn sql(&self, statement: impl Into<String>) -> Result<Vec<String>> {
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let request = client.post(format!("http://{}", self.address())).basic_auth(USER, Some(PASSWORD));
+        let answer = request.body(statement.into()).send().await?;
+        let (status, text) = (answer.status(), answer.text().await?);
+        ensure!(status.is_success(), "the server says {text}");
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
     /// kill -9, and reaps it.
     pub async fn kill(&mut self) -> Result<()> {
         let mut child = self.child.take().context("the server does not run")?;

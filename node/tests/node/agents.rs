@@ -1,8 +1,8 @@
 //! Agents over gRPC: rows come in, acknowledgements go out, names come out of SQL; what is wrong is refused with its reason.
 
 use metaflow_wire::{
-    BATCH_BYTES_MAX, Batch, Heartbeat, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST, SyncRequest, seq,
-    sync_request, sync_response,
+    BATCH_BYTES_MAX, Batch, Heartbeat, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_OLDEST, SyncRequest,
+    Welcome, seq, sync_request, sync_response,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -50,6 +50,36 @@ async fn rows_become_named_answers_and_survive_a_restart() {
     assert_eq!(node.sql("flow_log", count).await.rows()[0][0], 7);
     assert_eq!(node.agent_id("machine-1").await, agent_id, "an agent keeps its id");
     assert_eq!(node.terminate().await, Some(0));
+}
+
+#[tokio::test]
+async fn an_agent_keeps_the_id_that_another_node_gave_it_if_it_can_show_so() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let giver = Node::start(folders[0].path()).await;
+    // It has never heard of the other one.
+    let node = Node::start_with(folders[1].path(), "node_id = 2\n", "").await;
+    let given = giver.welcome("machine-1", &Welcome::default()).await;
+    assert_eq!((given.agent_id >> 22, given.agent_id_unknown), (1, false));
+    assert_eq!(node.welcome("machine-1", &given).await.agent_id, given.agent_id);
+
+    let borrowed = node.welcome("machine-2", &given).await;
+    assert_eq!((borrowed.agent_id >> 22, borrowed.agent_id_unknown), (2, false), "it is another's");
+    let made_up = Welcome { agent_id: given.agent_id + 1, ..given.clone() };
+    let refused = node.welcome("machine-3", &made_up).await;
+    assert_eq!((refused.agent_id >> 22, refused.agent_id_unknown), (2, true), "nobody gave it");
+
+    // Batches under two ids of one machine come on one stream; one under an id of nobody is refused.
+    let (sender, mut acks) = node.ingest().await;
+    for (number, agent_id) in [(1, given.agent_id), (2, borrowed.agent_id), (3, made_up.agent_id)] {
+        sender.send(requests(agent_id, seq(1, number), 1, now())).await.unwrap();
+    }
+    let mut open = vec![seq(1, 1), seq(1, 2), seq(1, 3)];
+    while !open.is_empty() {
+        let ack = acks_until(&mut acks, |ack| !ack.committed.is_empty() || !ack.rejected.is_empty()).await;
+        assert!(ack.rejected.iter().all(|rejection| rejection.seq == seq(1, 3)), "{ack:?}");
+        open.retain(|seq| !covers(&ack.committed, *seq) && ack.rejected.iter().all(|one| one.seq != *seq));
+    }
+    assert_eq!((giver.terminate().await, node.terminate().await), (Some(0), Some(0)));
 }
 
 /// Neighbouring releases work together: nodes are updated first, so agents of the release before come to them.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use metaflow_wire::{
-    Batch, Columns, Endpoints, Hello, IngestAck, L7FlowLog, PROTOCOL_VERSION, SyncRequest, Table,
+    Batch, Columns, Endpoints, Hello, IngestAck, L7FlowLog, PROTOCOL_VERSION, SyncRequest, Table, Welcome,
     agent_service_client::AgentServiceClient, columns::Rows, seal, sync_request, sync_response,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -177,17 +177,24 @@ impl Node {
 
     /// Says Hello; gives the id. The stream ends with the call.
     pub(crate) async fn agent_id(&self, machine_id: &str) -> u32 {
+        self.welcome(machine_id, &Welcome::default()).await.agent_id
+    }
+
+    /// The same for an agent that was welcome somewhere before; gives all of the answer.
+    pub(crate) async fn welcome(&self, machine_id: &str, before: &Welcome) -> Welcome {
         let hello = Hello {
             protocol_version: PROTOCOL_VERSION,
             machine_id: machine_id.to_owned(),
             hostname: format!("{machine_id}-host"),
             agent_version: "0.0.0".to_owned(),
+            agent_id: before.agent_id,
+            agent_id_proof: before.agent_id_proof.clone(),
             ..Default::default()
         };
         let request = SyncRequest { body: Some(sync_request::Body::Hello(hello)) };
         let mut answers = self.agent().await.sync(tokio_stream::once(request)).await.unwrap().into_inner();
         match answers.message().await.unwrap().unwrap().body {
-            Some(sync_response::Body::Welcome(welcome)) => welcome.agent_id,
+            Some(sync_response::Body::Welcome(welcome)) => welcome,
             other => panic!("{other:?}"),
         }
     }
