@@ -22,9 +22,9 @@ check() {
     if "$@"; then echo "ok: $what"; else echo "FAILED: $what"; FAILED=1; fi
 }
 
-# await COMMAND...: until it is so; half a minute of a slow machine is enough for all that follows here.
+# await COMMAND...: until it is so; two minutes are enough for all that follows here, also on a busy machine.
 await() {
-    local left=150
+    local left=600
     until "$@"; do
         left=$((left - 1))
         [ $left -gt 0 ] || return 1
@@ -32,7 +32,7 @@ await() {
     done
 }
 
-has() { grep -qF -- "$1" "$2"; }
+has() { grep -qsF -- "$1" "$2"; }
 has_not() { ! has "$1" "$2"; }
 
 # agent NAME OPTIONS...: with a folder of its own. No node answers: what is seen here stays here.
