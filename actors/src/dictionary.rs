@@ -93,11 +93,13 @@ pub struct Config {
     pub node_id: NodeId,
     /// Names of a kind that traffic or users choose. A million names of 60 bytes hold about 150 MB.
     pub names_max: usize,
+    /// All nodes write to one store. Where each has its own, what another node's store has must come to this one's all the same.
+    pub is_store_shared: bool,
 }
 
 impl Config {
     pub fn new(node_id: NodeId) -> Self {
-        Self { node_id, names_max: 1_000_000 }
+        Self { node_id, names_max: 1_000_000, is_store_shared: true }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Allocation: new names of a batch get their ids in one synced write.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, PoisonError, atomic::Ordering},
 };
 
@@ -133,6 +133,15 @@ impl Inner {
         let id = self.config.node_id.id(counter);
         draft.add(New { kind, id, name });
         id
+    }
+
+    /// Entries of the disk that the store may not have. Between the disk and the queue an entry is in the hands of who has the lock, or
+    /// left over from a write that failed.
+    pub(super) fn unconfirmed(&self) -> HashSet<(Kind, u32)> {
+        let allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unconfirmed = self.pending.ids();
+        unconfirmed.extend(allocator.unwritten.iter().map(|new| (new.kind, new.id)));
+        unconfirmed
     }
 
     fn persist(&self, new: &[New]) -> Result<(), Error> {

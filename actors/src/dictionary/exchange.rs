@@ -273,11 +273,13 @@ impl Dictionary {
         })
     }
 
-    /// Takes entries that another node tells. A kind that this release does not know is left out.
+    /// Takes entries that another node tells. A kind that this release does not know is left out. What is in its store is in this one's
+    /// when it is the same.
     ///
     /// Blocks for the disk.
     pub fn take(&self, entries: Vec<DictionaryEntry>) -> Result<Learned, Error> {
-        let (stored, fresh): (Vec<_>, Vec<_>) = entries.into_iter().partition(|entry| entry.is_stored);
+        let has_it = |entry: &DictionaryEntry| entry.is_stored && self.inner.config.is_store_shared;
+        let (stored, fresh): (Vec<_>, Vec<_>) = entries.into_iter().partition(has_it);
         let mut learned = Learned::default();
         for (entries, is_stored) in [(stored, true), (fresh, false)] {
             let kind = |number: u32| u8::try_from(number).ok().and_then(Kind::from_number);
@@ -320,13 +322,8 @@ impl Dictionary {
         partitions: &[PartitionId],
     ) -> Result<Vec<(Entry, bool)>, Error> {
         let wanted: HashSet<_> = partitions.iter().copied().collect();
-        let unconfirmed = self.inner.pending.ids();
-        let with_state = |entry: Entry| {
-            let is_stored = !unconfirmed.contains(&(entry.kind, entry.id));
-            (entry, is_stored)
-        };
         if scope == Scope::Aliases {
-            return Ok(self.inner.digests.aliased(&wanted).into_iter().map(with_state).collect());
+            return Ok(self.with_state(self.inner.digests.aliased(&wanted)));
         }
         let is_of = |id: u32| match scope {
             Scope::Of(node) => id >> COUNTER_BITS == u32::from(node.get()),
@@ -337,33 +334,46 @@ impl Dictionary {
         self.inner.disk.scan(Family::IdToName, b"", |key, name| {
             match load::entry(key, name) {
                 Some((kind, id, name)) if is_of(id) && wanted.contains(&partition_of(kind, &name)) => {
-                    entries.push(with_state(Entry { kind, id, name: name.to_string() }));
+                    entries.push(Entry { kind, id, name: name.to_string() });
                 }
                 Some(_) => {}
                 None => damaged = Some(Error::Damaged(key.to_vec())),
             }
             damaged.is_none()
         })?;
-        damaged.map_or(Ok(entries), Err)
+        damaged.map_or_else(|| Ok(self.with_state(entries)), Err)
+    }
+
+    /// Whether the store has each of these for certain. They were read before: an entry that is made meanwhile would be on the disk, and
+    /// not among those that were known to be on their way.
+    fn with_state(&self, entries: Vec<Entry>) -> Vec<(Entry, bool)> {
+        let unconfirmed = self.inner.unconfirmed();
+        let is_stored = |entry: &Entry| !unconfirmed.contains(&(entry.kind, entry.id));
+        entries
+            .into_iter()
+            .map(|entry| {
+                let is_stored = is_stored(&entry);
+                (entry, is_stored)
+            })
+            .collect()
     }
 
     /// Every id of a name, the canonical one first, and whether the store has it for certain. Reads all names of the kind from the disk,
     /// and blocks for it.
     pub fn ids_of(&self, kind: Kind, name: &str) -> Result<Vec<(u32, bool)>, Error> {
         let name = bounded(name);
-        let unconfirmed = self.inner.pending.ids();
-        let mut ids = Vec::new();
+        let mut entries = Vec::new();
         self.inner.disk.scan(Family::IdToName, &[kind as u8], |key, value| {
             let is_of_kind = key.first() == Some(&(kind as u8));
             if is_of_kind
                 && value == name.as_bytes()
                 && let Some((_, id, _)) = load::entry(key, value)
             {
-                ids.push((id, !unconfirmed.contains(&(kind, id))));
+                entries.push(Entry { kind, id, name: name.to_string() });
             }
             is_of_kind
         })?;
-        Ok(ids)
+        Ok(self.with_state(entries).into_iter().map(|(entry, is_stored)| (entry.id, is_stored)).collect())
     }
 
     /// Up to `entries_max` entries that follow one in the order of kind and id, and whether the store has them for certain. Blocks for
@@ -373,21 +383,17 @@ impl Dictionary {
         (kind, id): (u8, u32),
         entries_max: usize,
     ) -> Result<Vec<(Entry, bool)>, Error> {
-        let unconfirmed = self.inner.pending.ids();
         let start = [&[kind][..], &(u64::from(id) + 1).to_be_bytes()].concat();
         let mut entries = Vec::new();
         let mut damaged = None;
         self.inner.disk.scan(Family::IdToName, &start, |key, name| {
             match load::entry(key, name) {
-                Some((kind, id, name)) => {
-                    let is_stored = !unconfirmed.contains(&(kind, id));
-                    entries.push((Entry { kind, id, name: name.to_string() }, is_stored));
-                }
+                Some((kind, id, name)) => entries.push(Entry { kind, id, name: name.to_string() }),
                 None => damaged = Some(Error::Damaged(key.to_vec())),
             }
             damaged.is_none() && entries.len() < entries_max
         })?;
-        damaged.map_or(Ok(entries), Err)
+        damaged.map_or_else(|| Ok(self.with_state(entries)), Err)
     }
 }
 

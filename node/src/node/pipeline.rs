@@ -23,7 +23,10 @@ use metaflow_schema::{
 };
 use tokio::{sync::mpsc, task::JoinHandle};
 
-use crate::{clock, config::Config};
+use crate::{
+    clock,
+    config::{self, Config},
+};
 
 /// Batches between two actors. Each holds its memory permit; the queue only evens out who is faster at a moment.
 const QUEUE_MAX: usize = 64;
@@ -51,7 +54,7 @@ impl Pipeline {
         memory: Memory,
     ) -> anyhow::Result<Self> {
         let node_id = NodeId::new(config.node_id).context("node_id is out of range")?;
-        let dictionary = open_dictionary(node_id, disk.clone(), &store).await?;
+        let dictionary = open_dictionary(node_id, disk.clone(), &store, config).await?;
         let registry = tokio::task::spawn_blocking({
             let disk = disk.clone();
             move || Registry::open(disk, node_id)
@@ -165,11 +168,17 @@ async fn tell(mut outcomes: mpsc::Receiver<Outcome>, report: Report) {
     }
 }
 
-async fn open_dictionary(node_id: NodeId, disk: Disk, store: &Store) -> anyhow::Result<Dictionary> {
+async fn open_dictionary(
+    node_id: NodeId,
+    disk: Disk,
+    store: &Store,
+    config: &Config,
+) -> anyhow::Result<Dictionary> {
     // A former life may still be bringing names to the store; what it brings after they were looked at would be given out again.
     store.kill_own_inserts().await.context("failed to end inserts of a former run")?;
     let maxima = maxima(node_id, store).await.context("failed to read the store's dictionary")?;
-    let config = dictionary::Config::new(node_id);
+    let is_store_shared = matches!(config.store, config::Store::Server { .. });
+    let config = dictionary::Config { is_store_shared, ..dictionary::Config::new(node_id) };
     tokio::task::spawn_blocking(move || Dictionary::open(disk, config, &maxima))
         .await?
         .context("failed to open the dictionary")

@@ -122,6 +122,37 @@ fn who_missed_the_news_hears_of_it_in_rounds() {
 }
 
 #[test]
+fn a_name_that_is_made_while_entries_are_read_is_not_taken_for_stored() {
+    const NAMES: u32 = 400;
+    let dictionary = open(2, &Memory::default());
+    // Nothing is ever brought to the store here.
+    std::thread::scope(|scope| {
+        let naming = scope.spawn(|| {
+            (0..NAMES).for_each(|name| assert!(dictionary.id(Kind::Endpoint, &name.to_string()).is_ok()));
+        });
+        while !naming.is_finished() {
+            let all = PartitionId::all().collect::<Vec<_>>();
+            let entries = dictionary.entries(Scope::All, &all).unwrap();
+            assert_eq!(entries.iter().find(|(_, is_stored)| *is_stored), None);
+            let entries = dictionary.entries_after((0, 0), usize::MAX).unwrap();
+            assert_eq!(entries.iter().find(|(_, is_stored)| *is_stored), None);
+        }
+    });
+}
+
+#[test]
+fn what_is_in_the_store_of_another_node_comes_to_the_own_one() {
+    for (is_store_shared, pending) in [(true, 0), (false, 1)] {
+        let config = Config { is_store_shared, ..Config::new(id(2)) };
+        let dictionary =
+            Dictionary::open(Disk::in_memory(&Memory::default()), config, &HashMap::new()).unwrap();
+        let told = Entry { kind: Kind::Endpoint, id: 1 << COUNTER_BITS | 7, name: "/a".to_owned() };
+        dictionary.take(vec![to_wire((told, true))]).unwrap();
+        assert_eq!(dictionary.pending(), pending, "shared: {is_store_shared}");
+    }
+}
+
+#[test]
 fn a_node_with_an_older_disk_learns_what_it_had_named() {
     let (mut nodes, placement) = cluster();
     let (name, stranger) = name_of_the_first(&placement);
