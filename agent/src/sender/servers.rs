@@ -3,7 +3,10 @@
 //! Order: the list that a node named, then the configuration's. What is lost or not reached is followed by the next of the list; pauses
 //! grow with whole rounds through it, so that one dead server among many costs no more than its own try.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use super::Config;
 
@@ -23,17 +26,17 @@ pub struct Servers {
     configured: Vec<String>,
     pub(super) list: Vec<String>,
     pub(super) at: usize,
-    /// A node named the list; the order of the configuration's is no reason to move.
-    is_named: bool,
-    /// The first of the list, when it could not be reached from here: what it is, until when it is left alone, and how often it failed.
-    avoided: Option<(String, Instant, u32)>,
+    /// So many of the list were named by a node; the order of the configuration's is no reason to move.
+    named: usize,
+    /// Servers of the list that could not be reached from here: until when each is left alone, and how often it failed.
+    avoided: BTreeMap<String, (Instant, u32)>,
     /// Tries without a welcome since the last one.
     failures: u32,
     /// Within which agents return when the node that they are with is lost, see [`Servers::spread`].
     spread: Duration,
 }
 
-/// A first server that cannot be reached is tried again after this, doubled up to [`AVOID_MAX`]: others may reach it, so they go on
+/// A server that cannot be reached is tried again after this, doubled up to [`AVOID_MAX`]: others may reach it, so they go on
 /// telling the agent to go there.
 const AVOID_MIN: Duration = Duration::from_secs(10);
 const AVOID_MAX: Duration = Duration::from_secs(600);
@@ -43,6 +46,8 @@ const SPREAD_MAX: Duration = Duration::from_secs(5);
 
 /// Servers that a node may name.
 const SERVERS_MAX: usize = 16;
+/// Those and the configured ones, for some lists.
+const AVOIDED_SERVERS_MAX: usize = 256;
 
 impl Servers {
     pub fn new(configured: Vec<String>) -> Self {
@@ -50,8 +55,8 @@ impl Servers {
             list: configured.clone(),
             configured,
             at: 0,
-            is_named: false,
-            avoided: None,
+            named: 0,
+            avoided: BTreeMap::new(),
             failures: 0,
             spread: Duration::ZERO,
         }
@@ -64,18 +69,22 @@ impl Servers {
     /// Takes the list of a node: its order counts, the configured ones stay as the last resort.
     pub fn welcome(&mut self, current: &str, named: &[String]) {
         let mut list: Vec<String> = Vec::new();
-        for server in named.iter().take(SERVERS_MAX).chain(&self.configured) {
-            if !server.is_empty() && !list.contains(server) {
-                list.push(server.clone());
+        let mut add = |servers: &[String]| {
+            for server in servers {
+                if !server.is_empty() && !list.contains(server) {
+                    list.push(server.clone());
+                }
             }
-        }
+            list.len()
+        };
+        self.named = add(&named[..named.len().min(SERVERS_MAX)]);
+        add(&self.configured);
         // Reached by another address than nodes know: it stays a last resort, too.
         self.at = list.iter().position(|server| server == current).unwrap_or_else(|| {
             list.push(current.to_owned());
             list.len() - 1
         });
         self.list = list;
-        self.is_named = !named.is_empty();
     }
 
     /// A node says how many milliseconds its agents shall take to go elsewhere, all together, when it is lost: the more it has, the longer,
@@ -88,7 +97,7 @@ impl Servers {
     pub fn next(&mut self, ended: Ended, now: Instant, config: &Config, random: u64) -> Duration {
         match ended {
             Ended::Moves => {
-                (self.at, self.failures) = (0, 0);
+                (self.at, self.failures) = (self.better(now).unwrap_or(0), 0);
                 Duration::ZERO
             }
             Ended::Lost => {
@@ -110,23 +119,35 @@ impl Servers {
 
     /// Whether the agent belongs to another server than the one in use, and may try it.
     pub fn belongs_elsewhere(&self, now: Instant) -> bool {
-        let is_avoided = |first: &String| {
-            self.avoided.as_ref().is_some_and(|(server, until, _)| server == first && now < *until)
-        };
-        self.is_named && self.at != 0 && self.list.first().is_some_and(|first| !is_avoided(first))
+        self.better(now).is_some()
+    }
+
+    /// The server to go to from the one in use: the first of those that a node named. Who is with none of them goes to any, for who serves
+    /// it now does so only until it has found one.
+    fn better(&self, now: Instant) -> Option<usize> {
+        let wanted = if self.at < self.named { self.at.min(1) } else { self.named };
+        let is_left_alone = |server: &String| self.avoided.get(server).is_some_and(|(until, _)| now < *until);
+        self.list[..wanted].iter().position(|server| !is_left_alone(server))
     }
 
     /// The one in use failed: the next, and after the last the first again. `was_welcome` says that it had served.
     pub(super) fn fail(&mut self, now: Instant, was_welcome: bool) {
-        if self.at == 0
-            && let Some(first) = self.list.first()
-        {
-            let times = match &self.avoided {
-                Some((server, _, times)) if server == first && !was_welcome => times + 1,
+        if let Some(server) = self.list.get(self.at) {
+            let times = match self.avoided.get(server) {
+                Some((_, times)) if !was_welcome => times + 1,
                 _ => 0,
             };
             let pause = AVOID_MIN.saturating_mul(1 << times.min(16)).min(AVOID_MAX);
-            self.avoided = Some((first.clone(), now + pause, times));
+            if self.avoided.len() >= AVOIDED_SERVERS_MAX {
+                // Who is of no list any more is left alone for the shortest time.
+                let first = self
+                    .avoided
+                    .iter()
+                    .min_by_key(|(_, (until, _))| *until)
+                    .map(|(server, _)| server.clone());
+                first.and_then(|server| self.avoided.remove(&server));
+            }
+            self.avoided.insert(server.clone(), (now + pause, times));
         }
         self.at = (self.at + 1) % self.list.len().max(1);
     }

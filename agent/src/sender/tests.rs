@@ -258,6 +258,29 @@ fn an_agent_belongs_to_the_first_server_that_a_node_named_unless_it_cannot_reach
     assert!(servers.belongs_elsewhere(after(11)), "another first server");
 }
 
+#[test]
+fn an_agent_with_a_server_that_nobody_named_goes_to_the_next_one_when_it_cannot_reach_the_first() {
+    let config = Config::new(vec![]);
+    let now = Instant::now();
+    let mut servers = Servers::new(vec!["a:1".into(), "b:1".into(), "c:1".into()]);
+    servers.welcome("a:1", &["c:1".into(), "b:1".into()]);
+    assert!(servers.belongs_elsewhere(now));
+    servers.next(Ended::Moves, now, &config, 0);
+    servers.next(Ended::NotReached, now, &config, 0);
+    assert_eq!(servers.current().as_deref(), Some("b:1"), "a fallback");
+    assert!(!servers.belongs_elsewhere(now), "which is as good, as long as the first is not to be reached");
+    servers.next(Ended::NotReached, now, &config, 0);
+    servers.welcome("a:1", &["c:1".into(), "b:1".into()]);
+    assert!(!servers.belongs_elsewhere(now), "neither is to be reached");
+
+    let mut servers = Servers::new(vec!["a:1".into(), "b:1".into(), "c:1".into()]);
+    servers.welcome("c:1", &["c:1".into()]);
+    servers.next(Ended::Lost, now, &config, 0);
+    servers.welcome("a:1", &["c:1".into(), "b:1".into()]);
+    servers.next(Ended::Moves, now, &config, 0);
+    assert_eq!(servers.current().as_deref(), Some("b:1"), "the first was lost a moment ago");
+}
+
 #[tokio::test]
 async fn an_agent_goes_where_the_node_says_that_it_belongs() {
     let home = Peer::new(Manner::Commit);
