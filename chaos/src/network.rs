@@ -9,6 +9,7 @@ use std::{
     fs::File,
     net::Ipv4Addr,
     os::fd::AsFd as _,
+    path::Path,
     process::Command,
     sync::{
         Arc,
@@ -166,7 +167,11 @@ fn remove(name: &str) -> Result<()> {
             kill_process(pid, Signal::KILL).ok();
         }
     }
-    run("ip", &["netns", "delete", name])
+    match run("ip", &["netns", "delete", name]) {
+        // Another run that starts now has removed it.
+        Err(_) if !Path::new("/run/netns").join(name).exists() => Ok(()),
+        removed => removed,
+    }
 }
 
 /// Removes the networks of runs that are no more.
@@ -245,7 +250,7 @@ mod tests {
         drop(listener);
         let path = network.path("a");
         drop(network);
-        ensure!(!std::path::Path::new(&path).exists(), "{path} is still there");
+        ensure!(!Path::new(&path).exists(), "{path} is still there");
         Ok(())
     }
 
@@ -261,7 +266,7 @@ mod tests {
         }
         drop(Network::make(&[])?);
         ensure!(!sleeper.wait()?.success(), "its process was ended");
-        ensure!(!std::path::Path::new("/run/netns").join(left).exists(), "its name is gone");
+        ensure!(!Path::new("/run/netns").join(left).exists(), "its name is gone");
         Ok(())
     }
 }

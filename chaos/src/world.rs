@@ -81,6 +81,8 @@ pub struct World<'a> {
     /// Ways that are cut, each with the step that did it.
     cuts: Vec<(usize, Vec<(String, String)>)>,
     full: Vec<bool>,
+    /// Nodes whose disk was full at some moment since they started.
+    was_full: Vec<bool>,
     /// Nodes that ended by themselves, and were started again.
     pub restarts: Vec<String>,
 }
@@ -97,6 +99,7 @@ impl<'a> World<'a> {
             shared: None,
             cuts: vec![],
             full: vec![false; plan.nodes],
+            was_full: vec![false; plan.nodes],
             restarts: vec![],
         };
         if plan.stores == Stores::Shared {
@@ -189,7 +192,7 @@ impl<'a> World<'a> {
                 Ok(())
             }
             Fault::DiskFull { node } => {
-                self.full[*node] = true;
+                (self.full[*node], self.was_full[*node]) = (true, true);
                 self.disks[*node].fill(0)
             }
             Fault::Clock { node, seconds } => self.set_clock(*node, *seconds),
@@ -204,7 +207,10 @@ impl<'a> World<'a> {
     /// It ends.
     pub async fn end(&mut self, step: usize) -> Result<()> {
         match &self.plan.steps[step].fault {
-            Fault::Kill { node } => self.nodes[*node].spawn(),
+            Fault::Kill { node } => {
+                self.was_full[*node] = self.full[*node];
+                self.nodes[*node].spawn()
+            }
             Fault::Stop { node } => self.nodes[*node].signal(Signal::CONT),
             Fault::StoreStop { node } => self.signal_store(*node, Signal::CONT),
             Fault::StoreKill { .. } => match &mut self.shared {
@@ -247,7 +253,8 @@ impl<'a> World<'a> {
         for (index, node) in self.nodes.iter_mut().enumerate() {
             let Some(status) = node.take_end()? else { continue };
             let end = format!("node {index} ended with {status}:\n{}", tail(&node.log()));
-            ensure!(self.full[index], "{end}");
+            ensure!(self.was_full[index], "{end}");
+            self.was_full[index] = self.full[index];
             self.restarts.push(end);
             node.spawn()?;
         }
