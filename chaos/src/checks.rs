@@ -70,10 +70,13 @@ impl Observer {
                 let nodes = spread["nodes"].as_array().with_context(|| format!("no nodes in {page}"))?;
                 let shares =
                     nodes.iter().map(|it| format!("{} {} {}", it["node_id"], it["shards"], it["partitions"]));
-                anyhow::Ok((before, shares.collect::<Vec<_>>()))
+                let shares: Vec<_> = shares.collect();
+                // A member may have come and gone meanwhile: who shares the work is part of what was seen.
+                let sharing = nodes.iter().map(|it| format!("{} shares", it["node_id"]));
+                anyhow::Ok((before.into_iter().chain(sharing).collect(), shares))
             };
             // Who does not answer, or changes its mind, is asked the next time.
-            let Ok((view, shares)) = asked.await else { continue };
+            let Ok((view, shares)): Result<(Vec<String>, Vec<String>)> = asked.await else { continue };
             match answers.get(&view) {
                 None => drop(answers.insert(view, (node, shares))),
                 Some((other, known)) => {
