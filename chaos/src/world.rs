@@ -24,6 +24,9 @@ use crate::{
 const MEMORY: u64 = 192 << 20;
 /// The disk of a node's log and names: its log files are allocated before they are written.
 const DISK: u64 = 96 << 20;
+/// Nodes and engines share few cores here, and wait for them longer than on machines of their own: with the default they would be
+/// thought dead without a fault.
+const PHI: &str = "12.0";
 const STORE_PORT: u16 = 8123;
 const GOSSIP_PORT: u16 = 20037;
 
@@ -139,7 +142,7 @@ impl<'a> World<'a> {
             .map(|seed| format!("\"{}:{GOSSIP_PORT}\"", self.places.node(seed)))
             .collect();
         let configuration = format!(
-            "{store}\n[memory]\nbudget = \"{}MiB\"\n[cluster]\nlisten = \"{}:{GOSSIP_PORT}\"\nzone = \"z{node}\"\nseeds = [{}]\n",
+            "{store}\n[memory]\nbudget = \"{}MiB\"\n[cluster]\nlisten = \"{}:{GOSSIP_PORT}\"\nphi_threshold = {PHI}\nzone = \"z{node}\"\nseeds = [{}]\n",
             MEMORY >> 20,
             self.places.node(node),
             seeds.join(", ")
