@@ -405,7 +405,7 @@ impl Sockets {
                     self.trace = self.trace.wrapping_add(1).max(1);
                     socket.trace = self.trace;
                     if let Some(known) = known {
-                        known.can_go_on(socket.trace);
+                        known.asked(socket.trace);
                     }
                 }
                 thread.trace = socket.trace;
@@ -529,6 +529,11 @@ impl Sockets {
         }
         self.hand_out(key, out);
         if let Some(socket) = self.sockets.remove(&key) {
+            if let Some(known) = self.loops.get_mut(&socket.pid)
+                && !socket.is_client_now()
+            {
+                known.answered(socket.trace);
+            }
             self.partners -= usize::from(key.partner.is_some());
             if socket.is_judged {
                 self.judgements.push((key.socket, Judgement::Forget));

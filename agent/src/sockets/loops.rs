@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 
 use metaflow_schema::enums::{L7Protocol, ObservationPoint};
+use rustc_hash::FxHashSet;
 
 use super::socket::Socket;
 use super::threads::Thread;
@@ -26,18 +27,44 @@ const READY_MAX: usize = 4_096;
 /// What is known of such a process.
 #[derive(Debug, Default)]
 pub(super) struct Loop {
-    /// Where work goes from thread to thread, a thread says nothing: requests that can be gone on with, since they were read or an answer to
-    /// something asked for them was, in that order.
-    ready: Option<VecDeque<u64>>,
+    /// Where work goes from thread to thread, a thread says nothing.
+    moving: Option<Moving>,
+}
+
+#[derive(Debug, Default)]
+struct Moving {
+    /// Requests that are not answered.
+    open: FxHashSet<u64>,
+    /// Those of them that can be gone on with, since they were read or an answer to something asked for them was, in that order.
+    ready: VecDeque<u64>,
+}
+
+impl Moving {
+    /// The next one. One that was answered is skipped, else every later one would be put to the request before it.
+    fn next(&mut self) -> Option<u64> {
+        let Self { open, ready } = self;
+        std::iter::from_fn(|| ready.pop_front()).find(|trace| open.contains(trace))
+    }
 }
 
 impl Loop {
-    pub(super) fn can_go_on(&mut self, trace: u64) {
-        let Some(ready) = &mut self.ready else { return };
-        if ready.len() >= READY_MAX {
-            ready.pop_front();
+    /// A request came in.
+    pub(super) fn asked(&mut self, trace: u64) {
+        let Some(Moving { open, ready }) = &mut self.moving else { return };
+        if ready.len() >= READY_MAX || open.len() >= READY_MAX {
+            open.clear();
+            ready.clear();
         }
+        open.insert(trace);
         ready.push_back(trace);
+    }
+
+    /// A request is answered, or will never be.
+    pub(super) fn answered(&mut self, trace: u64) {
+        if let Some(Moving { open, ready }) = &mut self.moving {
+            open.remove(&trace);
+            ready.retain(|known| *known != trace);
+        }
     }
 
     /// What a thread sends to a server is for. `begins`: a request begins.
@@ -47,7 +74,7 @@ impl Loop {
         }
         // The connection is written to when it stands, and by then the thread has read other things.
         let begun_for = if socket.has_sent { 0 } else { socket.begun_for };
-        let first = self.ready.as_mut().map_or_else(|| thread.next.pop_front(), |ready| ready.pop_front());
+        let first = self.moving.as_mut().map_or_else(|| thread.next.pop_front(), Moving::next);
         match (begun_for, first) {
             (0, Some(first)) => thread.trace = first,
             (0, None) => {}
@@ -58,14 +85,13 @@ impl Loop {
 
     /// A request is answered, or what was asked for it.
     pub(super) fn after(&mut self, call: &Call) {
-        match (call.point, call.traces[0]) {
-            (_, 0) => {}
-            (ObservationPoint::ClientProcess, trace) => self.can_go_on(trace),
-            (_, trace) => {
-                if let Some(ready) = &mut self.ready {
-                    ready.retain(|known| *known != trace);
-                }
-            }
+        let trace = call.traces[0];
+        if call.point == ObservationPoint::ServerProcess {
+            self.answered(trace);
+        } else if let Some(moving) = &mut self.moving
+            && moving.open.contains(&trace)
+        {
+            moving.ready.push_back(trace);
         }
     }
 }
@@ -113,7 +139,7 @@ impl Sockets {
         }
         let known = self.loops.entry(pid).or_default();
         if moves {
-            known.ready.get_or_insert_default();
+            known.moving.get_or_insert_default();
         }
     }
 }

@@ -236,8 +236,14 @@ fn work_that_moves_between_threads_is_gone_on_with_in_its_order() {
     host.transfer(102, 20, Way::Out, OK);
     host.transfer(3, 23, Way::In, PONG);
     host.transfer(101, 20, Way::Out, OK);
+    // Asked for the first after that was answered: a wrong guess, after which the next one is right again.
+    host.transfer(3, 22, Way::Out, PING);
+    host.transfer(102, 20, Way::In, GET);
+    host.transfer(3, 22, Way::In, PONG);
+    host.transfer(3, 22, Way::Out, PING);
+    host.transfer(3, 22, Way::In, PONG);
     let calls: Vec<_> = host.calls.iter().map(|call| (call.traces[0] - BASE, call.source)).collect();
-    assert_eq!(calls, [2, 3, 3, 2, 2].map(|trace| (trace, SyscallTraceSource::EventLoop)));
+    assert_eq!(calls, [2, 3, 3, 2, 2, 2, 4].map(|trace| (trace, SyscallTraceSource::EventLoop)));
 }
 
 #[test]
