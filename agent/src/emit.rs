@@ -14,6 +14,7 @@
 mod basis;
 mod columns;
 mod host;
+mod limit;
 mod logs;
 mod metrics;
 mod once;
@@ -37,6 +38,7 @@ pub(crate) use pool::truncate;
 
 use basis::{FlowNotes, Place};
 use columns::Builder;
+use limit::Limit;
 use logs::Origin;
 use metrics::{ApplicationKey, ApplicationValue, NetworkKey, NetworkValue};
 use once::{Count, Counts, Once};
@@ -59,6 +61,8 @@ pub struct Config {
     pub flow_notes: usize,
     /// Requests come from processes, too: what packets show of them may be counted already.
     pub sees_processes: bool,
+    /// Rows of requests a second; beyond it the log has a sample. 0: no bound.
+    pub request_rows_max: u32,
 }
 
 impl Default for Config {
@@ -72,6 +76,7 @@ impl Default for Config {
             interval_keys: 10_000,
             flow_notes: 100_000,
             sees_processes: false,
+            request_rows_max: 0,
         }
     }
 }
@@ -94,6 +99,8 @@ pub struct Counters {
     pub collapsed: u64,
     /// Texts that were cut at the limit of their column.
     pub truncated: u64,
+    /// Requests that have no row in the log, because there were too many.
+    pub left_out: u64,
     /// Requests, flows and their seconds of MetaFlow itself, which are not reported.
     pub own: u64,
 }
@@ -112,6 +119,7 @@ pub struct Emitter {
     network_rows: [Builder<metrics::NetworkRows>; 4],
     application: Rollup<ApplicationKey, ApplicationValue>,
     once: Once,
+    limit: Limit,
     application_rows: [Builder<metrics::ApplicationRows>; 4],
     chunks: Vec<Chunk>,
     counters: Counters,
@@ -133,6 +141,7 @@ impl Emitter {
                 .map(Builder::new),
             application: Rollup::new(keys),
             once: Once::new(config.sees_processes),
+            limit: Limit::new(config.request_rows_max),
             application_rows: [
                 Table::Application1s,
                 Table::ApplicationMap1s,
@@ -144,6 +153,11 @@ impl Emitter {
             counters: Counters::default(),
             config,
         }
+    }
+
+    /// From now on so many requests a second become rows.
+    pub fn set_request_rows_max(&mut self, rows: u32) {
+        self.limit.set(rows);
     }
 
     /// Takes in what one call of the flow table produced. `now` is the process's own clock in microseconds.
@@ -228,6 +242,12 @@ impl Emitter {
                     self.application.add(count.second, count.key, &count.value)
                 }
             }
+        }
+        let sequence = if session.req_tcp_seq == 0 { session.resp_tcp_seq } else { session.req_tcp_seq };
+        let ports = u32::from(facts.ends.client_port) << 16 | u32::from(facts.ends.server_port);
+        if !self.limit.admits(now, u64::from(ports) << 32 | u64::from(sequence)) {
+            self.counters.left_out = self.limit.left_out;
+            return;
         }
         let truncated = &mut self.counters.truncated;
         logs::push_session(&mut self.request_log, place, facts, session, origin, now, truncated);

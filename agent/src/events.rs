@@ -22,12 +22,22 @@ pub enum Way {
     In,
 }
 
-/// The ends of a socket.
+/// The ends of a socket. The other end of a datagram may be unknown: it is no address then, and port 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SocketEnds {
     pub transport: Transport,
     pub local: SocketAddr,
     pub remote: SocketAddr,
+}
+
+impl SocketEnds {
+    /// A socket that takes datagrams at all addresses is reached, within the host, at the address of who asks.
+    pub(crate) fn within_host(mut self) -> Self {
+        if self.local.ip().is_unspecified() && self.remote.ip().is_loopback() {
+            self.local.set_ip(self.remote.ip());
+        }
+        self
+    }
 }
 
 /// A process and one of its threads.
@@ -97,8 +107,6 @@ pub enum Unusable {
     Short,
     #[error("the kind of the record is not known")]
     Kind,
-    #[error("the other end of a datagram is not known")]
-    NoRemote,
 }
 
 /// Reads one record.
@@ -113,12 +121,8 @@ pub fn read(record: &[u8]) -> Result<Event<'_>, Unusable> {
         let payload = rest.get(..captured as usize).ok_or(Unusable::Short)?;
         Ok(Data { way, task, length, payload: &payload[..payload.len().min(length as usize)] })
     };
-    let transfer = |way| {
-        if header.flags & flag::NO_REMOTE != 0 {
-            return Err(Unusable::NoRemote);
-        }
-        Ok(Event::Transfer { time, socket, ends: ends(&header)?, tcp_seq, data: data(way)? })
-    };
+    let transfer =
+        |way| Ok(Event::Transfer { time, socket, ends: ends(&header)?, tcp_seq, data: data(way)? });
     match header.kind {
         kind::SEND => transfer(Way::Out),
         kind::RECEIVE => transfer(Way::In),
@@ -152,11 +156,12 @@ fn ends(header: &Header) -> Result<SocketEnds, Unusable> {
         IPPROTO_UDP => Transport::Udp,
         _ => return Err(Unusable::Kind),
     };
-    Ok(SocketEnds {
+    let ends = SocketEnds {
         transport,
         local: SocketAddr::new(address(local)?, local_port),
         remote: SocketAddr::new(address(remote)?, remote_port),
-    })
+    };
+    Ok(ends.within_host())
 }
 
 #[cfg(test)]
@@ -235,7 +240,6 @@ mod tests {
         check(&|header| header.family = 1, Unusable::Kind);
         check(&|header| header.protocol = 132, Unusable::Kind);
         check(&|header| header.captured = 5, Unusable::Short);
-        check(&|header| header.flags = flag::NO_REMOTE, Unusable::NoRemote);
         assert_eq!(read(&[0; 40]), Err(Unusable::Short));
     }
 }

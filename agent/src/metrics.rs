@@ -38,6 +38,8 @@ pub mod reason {
     pub const UNSEEN_TRANSFERS: &str = "unseen_transfers";
     /// Samples, file events and process events that the kernel had no room for, or that were more than the agent keeps.
     pub const HOST_EVENT_DROPS: &str = "host_event_drops";
+    /// Requests beyond `guard.request_rows_max`: metrics count them, the log has no row.
+    pub const REQUEST_ROWS: &str = "request_rows";
     /// Events of sockets beyond `ebpf.sockets_max`.
     pub const EXCESS_SOCKETS: &str = "excess_sockets";
 }

@@ -19,7 +19,7 @@ use aya::{
     maps::{HashMap, MapData, PerCpuArray, RingBuf},
     programs::{BtfTracePoint, ProgramError, RawTracePoint},
 };
-use bpf_abi::{counter, verdict};
+use bpf_abi::{counter, skips, verdict};
 
 pub use self::costs::{ProgramCost, program_costs};
 
@@ -27,10 +27,13 @@ use self::plain::PlainProbes;
 pub use self::rivals::{Rival, holder, loaded_program_ids};
 use self::types::Types;
 use crate::config;
+use crate::sockets::Judgement;
 
 /// The programs, as `./dev bpf` builds them from `bpf/probes`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/object/probes.o");
 
+/// Numbers in the kernel's value of a socket.
+const WISH_WORDS: usize = size_of::<bpf_abi::Wish>() / size_of::<u32>();
 /// Records taken in one go: bounds how long other work of the thread waits.
 const RECORDS_MAX: usize = 16_384;
 
@@ -127,11 +130,9 @@ impl Step {
     }
 }
 
-/// The agent's word on a socket or a process.
+/// The agent's word on a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Lengths alone.
-    NoPayload,
     /// Nothing.
     Ignore,
     /// Looked at, where only listed processes are.
@@ -141,7 +142,6 @@ pub enum Verdict {
 impl Verdict {
     fn number(self) -> u32 {
         match self {
-            Self::NoPayload => verdict::NO_PAYLOAD,
             Self::Ignore => verdict::IGNORE,
             Self::Listed => verdict::LISTED,
         }
@@ -169,7 +169,7 @@ pub struct Losses {
 pub struct Probes {
     ebpf: Ebpf,
     ring: RingBuf<MapData>,
-    sockets: HashMap<MapData, u64, u32>,
+    sockets: HashMap<MapData, u64, [u32; WISH_WORDS]>,
     processes: HashMap<MapData, u32, u32>,
     counters: PerCpuArray<MapData, u64>,
     step: Step,
@@ -278,9 +278,20 @@ impl Probes {
     }
 
     /// Says what the kernel is to do with a socket from now on. A full map is no error: the socket is looked at as before.
-    pub fn judge_socket(&mut self, socket: u64, verdict: Option<Verdict>) {
-        let result = match verdict {
-            Some(verdict) => self.sockets.insert(socket, verdict.number(), 0),
+    pub fn judge_socket(&mut self, socket: u64, judgement: Judgement) {
+        // As `bpf_abi::Wish` has them.
+        let wish = match judgement {
+            Judgement::NoPayload => Some([verdict::NO_PAYLOAD, 0, 0, 0]),
+            Judgement::Ignore => Some([verdict::IGNORE, 0, 0, 0]),
+            Judgement::Skip { sent, received } => {
+                let bit = |is_told: bool, bit: u32| if is_told { bit } else { 0 };
+                let told = bit(sent.is_some(), skips::SENT) | bit(received.is_some(), skips::RECEIVED);
+                Some([0, told, sent.unwrap_or(0), received.unwrap_or(0)])
+            }
+            Judgement::Forget => None,
+        };
+        let result = match wish {
+            Some(wish) => self.sockets.insert(socket, wish, 0),
             None => self.sockets.remove(&socket),
         };
         if let Err(error) = result {

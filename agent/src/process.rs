@@ -100,6 +100,7 @@ impl Process {
         let spool = SharedSpool::new(spool);
         let metrics = Arc::new(Metrics::default());
         let settings = control.running();
+        let running = start.is_guarded.then(|| settings.clone());
         let sender = Sender::new(
             sender_config,
             hello(&config, &start.machine_id),
@@ -133,6 +134,7 @@ impl Process {
             flush_interval: config.spool.flush_interval,
             spool_bytes_wait: start.spool_bytes_wait,
             clock: clock::now,
+            running,
         };
         let sealer = Sealer::new(settings, spool.clone(), start.host, Arc::clone(&metrics));
         let sealer = seal_thread(sealer, pieces, Arc::clone(&hurry))?;

@@ -19,7 +19,7 @@ mod redis;
 
 use metaflow_schema::enums::{L7Protocol, ResponseStatus};
 
-use crate::session::{Config, Segment, Transport};
+use crate::session::{Config, Direction, Segment, Transport};
 use trace::Trace;
 
 /// Every protocol, the cheapest and most certain recognition first.
@@ -52,6 +52,11 @@ pub(crate) enum Pairing {
     Order,
     /// By [`Envelope::id`].
     Id,
+}
+
+/// What a datagram shares with its answer and with hardly any other; none where the protocol is not known to have it.
+pub(crate) fn transaction(payload: &[u8]) -> Option<u64> {
+    dns::transaction(payload)
 }
 
 /// The start of a flow's payload in one direction (or of a later turn, when nothing was recognised yet).
@@ -101,6 +106,11 @@ pub(crate) enum Progress {
 /// A parser of one flow: bytes in, messages out.
 pub(crate) trait Parser: Send {
     fn parse(&mut self, ctx: &Context<'_>, segment: &Segment<'_>, out: &mut Vec<Message>) -> Progress;
+
+    /// Bytes that come next in a direction and that the parser passes over whatever they are: they need not be copied.
+    fn passes_over(&self, _direction: Direction) -> u64 {
+        0
+    }
 
     /// The flow ends or is looked at for the last time: hand out what is incomplete.
     fn finish(&mut self, ctx: &Context<'_>, out: &mut Vec<Message>);

@@ -16,7 +16,9 @@
 //!
 //! Leaves out: how events come (`probes`, `events`), counting each request once (`emit`).
 
+mod datagrams;
 mod frames;
+mod judging;
 mod loops;
 mod socket;
 mod stream;
@@ -31,6 +33,7 @@ use std::sync::Arc;
 use metaflow_schema::enums::{L7Protocol, L7Type, ObservationPoint, SyscallTraceSource};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use self::datagrams::Datagrams;
 use self::loops::Loop;
 use self::socket::{Part, Socket};
 use self::stream::Origin;
@@ -85,6 +88,8 @@ pub struct Call {
 pub enum Judgement {
     /// Copy payload.
     NoPayload,
+    /// Copy payload before these TCP sequence numbers: the rest of a long body.
+    Skip { sent: Option<u32>, received: Option<u32> },
     /// Anything.
     Ignore,
     /// The socket is gone: forget what was said.
@@ -134,6 +139,7 @@ pub struct Sockets {
     loops: FxHashMap<u32, Loop>,
     /// What connections are begun for.
     connecting: FxHashMap<u64, u64>,
+    datagrams: Datagrams,
     tls_sessions: FxHashMap<(u32, u64), u64>,
     servers: FxHashSet<u16>,
     closed: VecDeque<(u64, Key)>,
@@ -158,6 +164,7 @@ impl Sockets {
             threads: Threads::default(),
             loops: FxHashMap::default(),
             connecting: FxHashMap::default(),
+            datagrams: Datagrams::default(),
             tls_sessions: FxHashMap::default(),
             servers: FxHashSet::default(),
             closed: VecDeque::new(),
@@ -185,6 +192,9 @@ impl Sockets {
     /// Takes in one event; appends the calls that it completes.
     pub fn event(&mut self, event: &Event<'_>, out: &mut Vec<Call>) {
         match *event {
+            Event::Transfer { time, socket, ends, tcp_seq: _, data } if ends.transport == Transport::Udp => {
+                self.datagram(time, socket, ends, &data, out);
+            }
             Event::Transfer { time, socket, ends, tcp_seq, data } => {
                 self.transfer(time, Key::new(socket, &ends), ends, tcp_seq, &data, out);
             }
@@ -435,13 +445,16 @@ impl Sockets {
         if is_turn {
             self.turn(key, task, way, now.monotonic_ns);
         }
-        let Some(socket) = self.sockets.get(&key) else { return };
+        let Some(socket) = self.sockets.get_mut(&key) else { return };
         let is_over = socket.conversation.as_ref().is_some_and(|conversation| conversation.is_over());
+        let skip = socket.skip(way, tcp_seq.wrapping_add(length));
         let first = out.len();
         self.hand_out(key, out);
         self.after(task, now.monotonic_ns, way, &out[first..]);
         if is_over {
             self.give_up(key);
+        } else if let Some(skip) = skip {
+            self.judge(key, skip);
         }
     }
 
@@ -463,25 +476,6 @@ impl Sockets {
         let answered = calls.iter().filter(|call| call.point == ObservationPoint::ClientProcess);
         if way == Way::In && calls.len() > 1 {
             self.threads.at(task.thread, now_ns).next = answered.map(|call| call.traces[0]).collect();
-        }
-    }
-
-    /// Nothing more is to be learnt from a socket, so the kernel need not copy its payload; one that spoke a known protocol may go on
-    /// with TLS.
-    fn give_up(&mut self, key: Key) {
-        let Some(socket) = self.sockets.get(&key) else { return };
-        if socket.is_judged || socket.ends.transport == Transport::Udp {
-            return;
-        }
-        let protocol = socket.conversation.as_ref().map_or(L7Protocol::Unknown, |talk| talk.protocol());
-        let is_known = protocol != L7Protocol::Unknown;
-        self.judge(key, if is_known { Judgement::NoPayload } else { Judgement::Ignore });
-    }
-
-    fn judge(&mut self, key: Key, judgement: Judgement) {
-        if let Some(socket) = self.sockets.get_mut(&key) {
-            socket.is_judged = true;
-            self.judgements.push((key.socket, judgement));
         }
     }
 
@@ -543,6 +537,7 @@ impl Sockets {
     }
 
     fn look(&mut self, now_ns: u64, out: &mut Vec<Call>) {
+        self.datagrams.look(now_ns);
         let now_us = self.moment(now_ns).wall_us;
         let mut over = Vec::new();
         let mut waiting = Vec::new();

@@ -6,6 +6,8 @@
 mod ladder;
 #[path = "ebpf_capture/programs.rs"]
 mod programs;
+#[path = "ebpf_capture/sockets.rs"]
+mod sockets;
 #[path = "ebpf_capture/tls.rs"]
 mod tls;
 #[path = "ebpf_capture/watch.rs"]

@@ -72,7 +72,7 @@ async fn main() -> Result<()> {
     )?;
     writeln!(
         text,
-        "| load | agent sees | requests/s without | with | server, us | with, us | agent, us | rows a request | agent, MB | lost rows |"
+        "| load | agent sees | requests/s without | with | server, us | with, us | agent, us | times seen | agent, MB | lost rows |"
     )?;
     writeln!(text, "|---|---|---|---|---|---|---|---|---|---|")?;
     let mut costs = None;

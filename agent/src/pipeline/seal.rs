@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use super::Piece;
 use crate::{
+    control::Running,
     emit::{self, Chunk, Emitter},
     facts::Host,
     metrics::{Metrics, reason},
@@ -28,6 +29,8 @@ pub struct Settings {
     /// A replay waits while the spool holds more than this, instead of pushing its own oldest batches out.
     pub spool_bytes_wait: Option<u64>,
     pub clock: fn() -> u64,
+    /// What nodes may change while it runs; a replay follows nobody.
+    pub running: Option<Running>,
 }
 
 /// How often a replay looks whether there is room again.
@@ -42,6 +45,7 @@ pub struct Sealer {
     metrics: Arc<Metrics>,
     flushed: Instant,
     is_failing: bool,
+    left_out: u64,
 }
 
 impl Sealer {
@@ -52,7 +56,16 @@ impl Sealer {
         metrics: Arc<Metrics>,
     ) -> Self {
         let emitter = Emitter::new(settings.emit.clone());
-        Self { settings, emitter, spool, host, metrics, flushed: Instant::now(), is_failing: false }
+        Self {
+            settings,
+            emitter,
+            spool,
+            host,
+            metrics,
+            flushed: Instant::now(),
+            is_failing: false,
+            left_out: 0,
+        }
     }
 
     /// Works until the queue is closed; then seals what is open and makes it durable. `hurry` ends waiting for room.
@@ -78,6 +91,11 @@ impl Sealer {
     fn take(&mut self, piece: Piece) {
         let Piece { mut output, traffic_now, end } = piece;
         let now = (self.settings.clock)();
+        if let Some(running) = &mut self.settings.running
+            && running.has_changed().unwrap_or(false)
+        {
+            self.emitter.set_request_rows_max(running.borrow_and_update().guard.request_rows_max);
+        }
         // The host's facts are borrowed for one piece, a fraction of a millisecond.
         let host = Arc::clone(&self.host.borrow());
         self.emitter.accept(&mut output, now, host.as_ref());
@@ -108,6 +126,8 @@ impl Sealer {
         let counters = self.emitter.counters();
         self.metrics.flows.store(counters.flows, Ordering::Relaxed);
         self.metrics.sessions.store(counters.sessions, Ordering::Relaxed);
+        self.metrics.lose(reason::REQUEST_ROWS, counters.left_out - self.left_out);
+        self.left_out = counters.left_out;
     }
 
     fn flush(&mut self) {

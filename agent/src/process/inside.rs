@@ -21,6 +21,7 @@ use super::Process;
 use crate::{
     clock,
     config::{Config, Ebpf, Enabled},
+    control::Running,
     events::{self, Event},
     facts::Snapshot,
     flow::Output,
@@ -28,7 +29,7 @@ use crate::{
     metrics::{Metrics, reason},
     pipeline::{PIECE_ROWS, Piece},
     probes::{Capability, Losses, Probes, Settings, Verdict},
-    sockets::{self, Judgement, Sockets},
+    sockets::{self, Sockets},
 };
 
 /// How often records are read: a wakeup for each would cost the traced programs more than all the rest.
@@ -88,6 +89,7 @@ impl Inside {
         self,
         process: &Process,
         facts: watch::Receiver<Arc<Snapshot>>,
+        running: Running,
         halt: &Arc<AtomicBool>,
     ) -> anyhow::Result<JoinHandle<()>> {
         let Self { probes, settings, config, session } = self;
@@ -103,6 +105,7 @@ impl Inside {
             config,
             sockets,
             facts,
+            running,
             verdicts: FxHashMap::default(),
             queue: process.queue()?,
             output: Output::default(),
@@ -130,6 +133,8 @@ struct Thread {
     config: Ebpf,
     sockets: Sockets,
     facts: watch::Receiver<Arc<Snapshot>>,
+    /// What nodes may change while it runs.
+    running: Running,
     /// What was said about which process.
     verdicts: FxHashMap<u32, Verdict>,
     queue: SyncSender<Piece>,
@@ -148,6 +153,7 @@ impl Thread {
     fn run(mut self, halt: &AtomicBool) {
         while !halt.load(Ordering::Relaxed) && !self.is_closed {
             self.heed_guard();
+            self.take_lists();
             if self.looked.is_none_or(|looked| looked.elapsed() >= LOOK_INTERVAL) {
                 self.looked = Some(Instant::now());
                 self.look();
@@ -173,10 +179,45 @@ impl Thread {
             && may_look
             && self.looked.is_none_or(|at| at.elapsed() >= LOOK_INTERVAL)
         {
-            self.probes = Probes::open_alone(&self.settings).ok().and_then(|(probes, _)| probes);
-            self.counted = Losses::default();
-            self.verdicts.clear();
+            self.put_in();
         }
+    }
+
+    /// Lists of ports and processes count at once. Ports, and whether only listed processes are looked at, are constants of the programs, so
+    /// these are loaded anew; connections go on, their sockets are known.
+    fn take_lists(&mut self) {
+        if !self.running.has_changed().unwrap_or(false) {
+            return;
+        }
+        let running = Arc::clone(&self.running.borrow_and_update());
+        let Ebpf { only_ports, only_processes, excluded_processes, .. } = &running.ebpf;
+        let config = Ebpf {
+            only_ports: only_ports.clone(),
+            only_processes: only_processes.clone(),
+            excluded_processes: excluded_processes.clone(),
+            ..self.config.clone()
+        };
+        if config == self.config {
+            return;
+        }
+        self.config = config;
+        let settings = Settings::new(&self.config, self.settings.excluded_ports.clone());
+        if settings != self.settings {
+            self.settings = settings;
+            self.read();
+            if self.probes.take().is_some() {
+                self.put_in();
+                self.sockets.judge_again();
+            }
+        }
+        self.looked = None;
+    }
+
+    /// Puts the programs into the kernel (again).
+    fn put_in(&mut self) {
+        self.probes = Probes::open_alone(&self.settings).ok().and_then(|(probes, _)| probes);
+        self.counted = Losses::default();
+        self.verdicts.clear();
     }
 
     fn read(&mut self) {
@@ -192,12 +233,7 @@ impl Thread {
         Metrics::add(&metrics.events, taken as u64);
         sockets.tick(clock::monotonic_ns(), &mut output.calls);
         for (socket, judgement) in sockets.take_judgements() {
-            let verdict = match judgement {
-                Judgement::NoPayload => Some(Verdict::NoPayload),
-                Judgement::Ignore => Some(Verdict::Ignore),
-                Judgement::Forget => None,
-            };
-            probes.judge_socket(socket, verdict);
+            probes.judge_socket(socket, judgement);
         }
         for pid in began {
             probes.began(pid, now_ms);

@@ -56,7 +56,7 @@ pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status
     let looking = look_thread(collector, facts, host, stop_looking.clone())?;
     let start = Start {
         machine_id: machine_id(&config.machine_id),
-        emit: emit::Config { sees_processes: inside.is_some(), ..emit::Config::default() },
+        emit: emit_config(&config, inside.is_some()),
         spool_bytes_wait: None,
         facts: facts_changes.clone(),
         host: host_changes,
@@ -75,7 +75,8 @@ pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status
     let (metrics, shedding) = (Arc::clone(&process.metrics), Arc::clone(&process.shedding));
     let halt = Arc::new(AtomicBool::new(false));
     let watching = host::spawn(&process, sees_host, facts_changes.clone(), settings.clone(), &halt)?;
-    let looking_inside = inside.map(|inside| inside.spawn(&process, facts_changes, &halt)).transpose()?;
+    let looking_inside =
+        inside.map(|inside| inside.spawn(&process, facts_changes, settings.clone(), &halt)).transpose()?;
     let mut feed = Feed::new(flows, process.queue()?, Overflow::Drop, metrics, shedding);
     feed.follow(settings);
     let halted = Arc::clone(&halt);
@@ -99,6 +100,14 @@ pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status
     let status = process.end().await?;
     status.write(&path)?;
     captured.context("capture ended").and(watched).map(|()| status)
+}
+
+fn emit_config(config: &Config, sees_processes: bool) -> emit::Config {
+    emit::Config {
+        sees_processes,
+        request_rows_max: config.guard.request_rows_max,
+        ..emit::Config::default()
+    }
 }
 
 fn open_source(config: &Config) -> anyhow::Result<LiveSource> {

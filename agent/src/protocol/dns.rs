@@ -79,6 +79,19 @@ impl Parser for Dns {
     fn finish(&mut self, _ctx: &Context<'_>, _out: &mut Vec<Message>) {}
 }
 
+/// A number for the id and the question of a message.
+pub(super) fn transaction(bytes: &[u8]) -> Option<u64> {
+    use std::hash::{Hash as _, Hasher as _};
+    /// A question ends with a type and a class.
+    const TAIL: usize = 4;
+    let header = Header::read(bytes).filter(|header| header.questions == 1)?;
+    let rest = bytes.get(HEADER..)?;
+    let name = rest.iter().position(|byte| *byte == 0)?;
+    let mut hasher = rustc_hash::FxHasher::default();
+    (header.id, rest.get(..name + 1 + TAIL)?).hash(&mut hasher);
+    Some(hasher.finish())
+}
+
 /// The fixed part of a message.
 struct Header {
     id: u16,

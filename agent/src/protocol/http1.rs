@@ -115,6 +115,18 @@ impl Parser for Http1 {
         if self.requests.opaque || self.responses.opaque { Progress::Done } else { Progress::Going }
     }
 
+    fn passes_over(&self, direction: Direction) -> u64 {
+        let side = match direction {
+            Direction::ToServer => &self.requests,
+            Direction::ToClient => &self.responses,
+        };
+        // What ends a body that states no length is seen in the bytes.
+        match side.body {
+            Body::Skipped | Body::ChunkSize => side.stream.passes_over(),
+            Body::None | Body::Trailer | Body::UntilClose => 0,
+        }
+    }
+
     fn finish(&mut self, ctx: &Context<'_>, out: &mut Vec<Message>) {
         let Http1 { requests, responses, outstanding, upgraded } = self;
         for (side, is_request) in [(requests, true), (responses, false)] {

@@ -107,6 +107,13 @@ impl Parser for Redis {
         Progress::Going
     }
 
+    fn passes_over(&self, direction: Direction) -> u64 {
+        match direction {
+            Direction::ToServer => self.requests.stream.passes_over(),
+            Direction::ToClient => self.responses.stream.passes_over(),
+        }
+    }
+
     fn finish(&mut self, _ctx: &Context<'_>, _out: &mut Vec<Message>) {}
 }
 

@@ -88,6 +88,11 @@ impl Stream {
         (self.offset, self.captured)
     }
 
+    /// Bytes that come next and that nobody needs.
+    pub(crate) fn passes_over(&self) -> u64 {
+        self.skip
+    }
+
     /// The incomplete message that waits for more.
     pub(crate) fn carry(&self) -> Option<View<'_>> {
         let seq = self.next_seq.unwrap_or(0).wrapping_sub(self.carry.len() as u32);

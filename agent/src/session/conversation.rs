@@ -78,6 +78,15 @@ impl Conversation {
         matches!(self.state, State::Deaf)
     }
 
+    /// Bytes that come next in a direction and that nobody needs: the rest of a body.
+    pub fn passes_over(&self, direction: Direction) -> u64 {
+        match &self.state {
+            State::Talking(talk) if self.reversed => talk.parser.passes_over(direction.opposite()),
+            State::Talking(talk) => talk.parser.passes_over(direction),
+            State::Seeking(_) | State::Deaf => 0,
+        }
+    }
+
     /// What was lost since the last call.
     pub fn take_losses(&mut self) -> Losses {
         if let State::Talking(talk) = &mut self.state {

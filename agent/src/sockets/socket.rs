@@ -3,10 +3,15 @@
 use metaflow_schema::enums::{L7Protocol, L7Type, ObservationPoint, SyscallTraceSource};
 
 use super::stream::{Origin, Stream};
-use super::{Call, Moment};
+use super::{Call, Judgement, Moment};
 use crate::events::{SocketEnds, Way};
 use crate::flow::{Ends, FlowFacts};
 use crate::session::{Conversation, Direction, Segment, SessionBox, Transport};
+
+/// The kernel is told to leave so much of a body uncopied, or more: a word to it costs as much as copying a few parts.
+const SKIP_MIN: u64 = 64 << 10;
+/// Told at one time: far from where sequence numbers wrap round.
+const SKIP_MAX: u64 = 1 << 30;
 
 /// Of one process's end of a connection.
 pub(super) struct Socket {
@@ -32,8 +37,13 @@ pub(super) struct Socket {
     pub(super) has_sent: bool,
     /// What goes through it is encrypted; the streams are those of the plain text.
     pub(super) is_tls: bool,
+    /// The kernel was told something about it.
     pub(super) is_judged: bool,
+    /// Nothing more is to be learnt from it.
+    pub(super) is_given_up: bool,
     pub(super) is_closed: bool,
+    /// Before these TCP sequence numbers the kernel copies no payload: of what is sent, of what is received.
+    skips: [Option<u32>; 2],
     sent: Stream,
     received: Stream,
     pub(super) conversation: Option<Box<Conversation>>,
@@ -56,7 +66,9 @@ impl Socket {
             has_sent: false,
             is_tls: false,
             is_judged: false,
+            is_given_up: false,
             is_closed: false,
+            skips: [None; 2],
             sent: Stream::default(),
             received: Stream::default(),
             conversation: None,
@@ -89,6 +101,36 @@ impl Socket {
         self.sent = Stream::default();
         self.received = Stream::default();
         self.last_way = None;
+    }
+
+    pub(super) fn forget_skips(&mut self) {
+        self.skips = [None; 2];
+    }
+
+    /// What the kernel need not do once nothing more is to be learnt; one that spoke a known protocol may go on with TLS.
+    pub(super) fn parting(&self) -> Judgement {
+        let protocol = self.conversation.as_ref().map_or(L7Protocol::Unknown, |talk| talk.protocol());
+        if protocol == L7Protocol::Unknown { Judgement::Ignore } else { Judgement::NoPayload }
+    }
+
+    /// What the kernel may leave uncopied from here on: `end` is the sequence number of the next byte.
+    pub(super) fn skip(&mut self, way: Way, end: u32) -> Option<Judgement> {
+        if self.is_tls || self.ends.transport != Transport::Tcp {
+            return None;
+        }
+        let to_server = (way == Way::Out) == self.is_client;
+        let direction = if to_server { Direction::ToServer } else { Direction::ToClient };
+        let ahead = self.conversation.as_ref().map_or(0, |conversation| conversation.passes_over(direction));
+        if ahead < SKIP_MIN {
+            return None;
+        }
+        let told = &mut self.skips[usize::from(way == Way::In)];
+        if told.is_some_and(|told| told.wrapping_sub(end).cast_signed() > 0) {
+            return None;
+        }
+        *told = Some(end.wrapping_add(ahead.min(SKIP_MAX) as u32));
+        let [sent, received] = self.skips;
+        Some(Judgement::Skip { sent, received })
     }
 
     /// Hands bytes to the conversation.

@@ -351,6 +351,37 @@ fn what_speaks_no_known_protocol_is_left_to_the_kernel() {
 }
 
 #[test]
+fn the_rest_of_a_long_body_is_left_to_the_kernel_and_what_follows_it_is_not() {
+    const HEAD: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n";
+    let mut host = Host::new();
+    host.open(101);
+    host.transfer(101, 20, Way::In, GET);
+    host.transfer(101, 20, Way::Out, HEAD);
+    let end = 7_000 + HEAD.len() as u32 + 1_000_000;
+    let skip = Judgement::Skip { sent: Some(end), received: None };
+    assert_eq!(host.sockets.take_judgements(), [(101, skip)]);
+    // The kernel hands over lengths alone; that is no loss.
+    let ends = Host::ends(101);
+    for part in 0..10 {
+        let data = Data { way: Way::Out, task: Task { pid: 2, thread: 20 }, length: 100_000, payload: b"" };
+        let tcp_seq = end - 1_000_000 + part * 100_000;
+        host.event(Event::Transfer { time: host.now, socket: 101, ends, tcp_seq, data });
+    }
+    let call = host.call();
+    assert_eq!(call.session.status, ResponseStatus::Normal);
+    assert_eq!(call.session.response_length, HEAD.len() as u64 + 1_000_000);
+    assert_eq!(host.sockets.take_judgements(), [], "told once");
+    host.seqs.insert((101, Way::Out), end);
+    host.transfer(101, 20, Way::In, GET);
+    host.transfer(101, 20, Way::Out, OK);
+    assert_eq!(host.call().session.response_length, OK.len() as u64);
+    assert_eq!(host.sockets.counters().gaps, 0);
+    // Short bodies are not worth a word; a kernel that forgot all is told what still holds.
+    host.sockets.judge_again();
+    assert_eq!(host.sockets.take_judgements(), []);
+}
+
+#[test]
 fn bytes_that_were_not_seen_void_what_is_open() {
     let mut host = Host::new();
     host.open(1);

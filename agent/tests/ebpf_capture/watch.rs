@@ -1,5 +1,6 @@
 //! The eBPF programs with what makes calls of their records, and child processes to look at.
 
+use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -24,6 +25,9 @@ pub(crate) struct Watch {
     sockets: Sockets,
     calls: Vec<Call>,
     started: Instant,
+    /// Events and bytes of payload by port of either end.
+    events: HashMap<u16, (u64, u64)>,
+    skips_told: usize,
 }
 
 impl Watch {
@@ -39,7 +43,14 @@ impl Watch {
             Config { sockets_max: 65_536, session: Arc::default(), tls: settings.tls, trace_base: 0 };
         let mut sockets = Sockets::new(config);
         sockets.set_clock(clock::wall_minus_monotonic_us());
-        let mut watch = Self { probes, sockets, calls: Vec::new(), started: Instant::now() };
+        let mut watch = Self {
+            probes,
+            sockets,
+            calls: Vec::new(),
+            started: Instant::now(),
+            events: HashMap::new(),
+            skips_told: 0,
+        };
         // The libraries of programs that run already.
         for _ in 0..50 {
             watch.look();
@@ -49,12 +60,18 @@ impl Watch {
 
     /// Takes in what is there.
     pub(crate) fn look(&mut self) {
-        let Self { probes, sockets, calls, .. } = self;
+        let Self { probes, sockets, calls, events: counts, .. } = self;
         let mut began = Vec::new();
         probes.poll(&mut |record| {
             if let Ok(event) = events::read(record) {
                 if let events::Event::Exec { task } = event {
                     began.push(task.pid);
+                }
+                if let events::Event::Transfer { ends, data, .. } = event {
+                    for port in [ends.local.port(), ends.remote.port()] {
+                        let (events, bytes) = counts.entry(port).or_default();
+                        (*events, *bytes) = (*events + 1, *bytes + data.payload.len() as u64);
+                    }
                 }
                 sockets.event(&event, calls);
             }
@@ -66,12 +83,8 @@ impl Watch {
         probes.search_libraries(now_ms);
         sockets.tick(clock::monotonic_ns(), calls);
         for (socket, judgement) in sockets.take_judgements() {
-            let verdict = match judgement {
-                Judgement::NoPayload => Some(Verdict::NoPayload),
-                Judgement::Ignore => Some(Verdict::Ignore),
-                Judgement::Forget => None,
-            };
-            probes.judge_socket(socket, verdict);
+            self.skips_told += usize::from(matches!(judgement, Judgement::Skip { .. }));
+            probes.judge_socket(socket, judgement);
         }
     }
 
@@ -128,6 +141,31 @@ impl Watch {
         self.probes.program_ids()
     }
 
+    /// A process that is looked at where only listed ones are.
+    pub(crate) fn list_process(&mut self, pid: u32) {
+        self.probes.judge_process(pid, Some(Verdict::Listed));
+    }
+
+    /// Transfers whose bytes could not be seen.
+    pub(crate) fn unseen(&self) -> u64 {
+        self.probes.losses().unseen
+    }
+
+    /// How often the kernel was told to leave the rest of a body uncopied.
+    pub(crate) fn skips_told(&self) -> usize {
+        self.skips_told
+    }
+
+    /// Transfers from or to a port.
+    pub(crate) fn events(&self, port: u16) -> u64 {
+        self.events.get(&port).map_or(0, |(events, _)| *events)
+    }
+
+    /// Bytes of payload that the kernel copied of them.
+    pub(crate) fn copied(&self, port: u16) -> u64 {
+        self.events.get(&port).map_or(0, |(_, bytes)| *bytes)
+    }
+
     /// Calls to a port, once there are so many.
     pub(crate) fn calls_until(&mut self, port: u16, count: usize) -> Vec<Call> {
         let deadline = Instant::now() + PATIENCE;
@@ -164,6 +202,14 @@ impl Served {
 
     pub(crate) fn id(&self) -> u32 {
         self.child.id()
+    }
+
+    /// A line for its input.
+    pub(crate) fn say(&mut self, line: &str) {
+        let mut input = self.child.stdin.take().unwrap();
+        writeln!(input, "{line}").unwrap();
+        input.flush().unwrap();
+        self.child.stdin = Some(input);
     }
 
     /// The next line of its output.

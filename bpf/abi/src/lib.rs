@@ -71,7 +71,9 @@ pub mod flag {
     pub const NO_PAYLOAD: u8 = 8;
 }
 
-/// Room for payload of the two sizes of records; one byte less than that is used (the bound is a mask).
+/// Room for payload of the sizes of records; one byte less than that is used (the bound is a mask). The least holds what most requests
+/// and answers of services are, so that a burst of them finds room.
+pub const TINY: usize = 256;
 pub const SMALL: usize = 512;
 pub const LARGE: usize = 2_048;
 
@@ -83,6 +85,7 @@ pub struct Record<const ROOM: usize> {
     pub payload: [u8; ROOM],
 }
 
+const _: () = assert!(size_of::<Record<TINY>>() == size_of::<Header>() + TINY);
 const _: () = assert!(size_of::<Record<SMALL>>() == size_of::<Header>() + SMALL);
 const _: () = assert!(size_of::<Record<LARGE>>() == size_of::<Header>() + LARGE);
 
@@ -135,7 +138,27 @@ pub mod constant {
     pub const COUNT: usize = 42;
 }
 
-/// What the agent says about a socket or a process (values of the maps `SOCKETS` and `PROCESSES`).
+/// What the agent says about a socket (value of the map `SOCKETS`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Wish {
+    /// One of [`verdict`], or 0.
+    pub verdict: u32,
+    /// Of [`skips`]: the numbers below hold.
+    pub skips: u32,
+    /// TCP sequence numbers: payload before them is not wanted, in what is sent and in what is received.
+    pub sent_until: u32,
+    pub received_until: u32,
+}
+
+const _: () = assert!(size_of::<Wish>() == 16 && align_of::<Wish>() == 4);
+
+pub mod skips {
+    pub const SENT: u32 = 1;
+    pub const RECEIVED: u32 = 2;
+}
+
+/// What the agent says about a socket or a process (the map `PROCESSES`, and in [`Wish`]).
 pub mod verdict {
     /// Lengths alone.
     pub const NO_PAYLOAD: u32 = 1;

@@ -2,15 +2,15 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, RingBuf};
-use bpf_abi::{PORT_WORDS, constant, counter};
+use bpf_abi::{PORT_WORDS, Wish, constant, counter};
 
 /// Records on their way to the agent. One buffer for all CPUs: records of a thread stay in order. The agent may set another size.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
 
-/// The agent's verdict on sockets: most sockets have none.
+/// The agent's wishes about sockets: most sockets have none.
 #[map]
-pub(crate) static SOCKETS: HashMap<u64, u32> = HashMap::with_max_entries(65_536, 0);
+pub(crate) static SOCKETS: HashMap<u64, Wish> = HashMap::with_max_entries(65_536, 0);
 
 /// The agent's verdict on processes.
 #[map]

@@ -6,7 +6,7 @@
 use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
-use bpf_abi::{Header, LARGE, Record, SMALL, constant, counter, flag, kind, verdict};
+use bpf_abi::{Header, LARGE, Record, SMALL, TINY, Wish, constant, counter, flag, kind, skips, verdict};
 
 use crate::call::{self, Buffers};
 use crate::kernel::{masked, read, read_user};
@@ -198,20 +198,28 @@ impl Transfer {
     #[inline(always)]
     pub(crate) fn submit(self, socket: &Socket, task: Task, buffers: Buffers) {
         // SAFETY: a copy is taken at once.
-        let verdict = unsafe { SOCKETS.get(self.key) }.copied().unwrap_or(0);
-        if verdict == verdict::IGNORE {
+        let wish = unsafe { SOCKETS.get(self.key) }.copied().unwrap_or(NO_WISH);
+        if wish.verdict == verdict::IGNORE {
             return;
         }
+        let sequence = if self.begun.is_known && socket.protocol == IPPROTO_TCP {
+            self.begun.sequence
+        } else {
+            socket.sequence(self.kind, self.length)
+        };
+        let is_unwanted = wish.verdict == verdict::NO_PAYLOAD || self.is_skipped(socket, sequence, &wish);
         if buffers.is_none() {
             count(counter::UNSEEN);
         }
         let wanted = self.length.min(constant(constant::PAYLOAD_MAX));
-        if verdict == verdict::NO_PAYLOAD || buffers.is_none() {
-            self.submit_short(socket, task, buffers);
+        if is_unwanted || buffers.is_none() {
+            self.submit_short(socket, sequence, task, buffers);
+        } else if wanted < TINY as u32 {
+            self.submit_with::<TINY>(socket, sequence, task, buffers, wanted);
         } else if wanted < SMALL as u32 {
-            self.submit_with::<SMALL>(socket, task, buffers, wanted);
+            self.submit_with::<SMALL>(socket, sequence, task, buffers, wanted);
         } else {
-            self.submit_with::<LARGE>(socket, task, buffers, wanted);
+            self.submit_with::<LARGE>(socket, sequence, task, buffers, wanted);
         }
     }
 
@@ -228,13 +236,25 @@ impl Transfer {
         }
     }
 
+    /// All of it lies before the byte that the agent waits for: the rest of a long body.
     #[inline(always)]
-    fn submit_short(self, socket: &Socket, task: Task, buffers: Buffers) {
+    fn is_skipped(self, socket: &Socket, sequence: u32, wish: &Wish) -> bool {
+        let (which, until) = if self.kind == kind::SEND {
+            (skips::SENT, wish.sent_until)
+        } else {
+            (skips::RECEIVED, wish.received_until)
+        };
+        let end = sequence.wrapping_add(self.length);
+        socket.protocol == IPPROTO_TCP && wish.skips & which != 0 && until.wrapping_sub(end) as i32 >= 0
+    }
+
+    #[inline(always)]
+    fn submit_short(self, socket: &Socket, sequence: u32, task: Task, buffers: Buffers) {
         let Some(mut entry) = record::reserve::<Header>() else { return };
         // SAFETY: the record is ours until it is submitted; `begin` writes all of it.
         let header = unsafe { &mut *entry.as_mut_ptr() };
         record::begin(header);
-        self.describe(header, socket, task, buffers.name);
+        self.describe(header, socket, sequence, task, buffers.name);
         if buffers.is_none() {
             header.flags |= flag::NO_PAYLOAD;
         }
@@ -242,13 +262,20 @@ impl Transfer {
     }
 
     #[inline(always)]
-    fn submit_with<const ROOM: usize>(self, socket: &Socket, task: Task, buffers: Buffers, wanted: u32) {
+    fn submit_with<const ROOM: usize>(
+        self,
+        socket: &Socket,
+        sequence: u32,
+        task: Task,
+        buffers: Buffers,
+        wanted: u32,
+    ) {
         let Some(mut entry) = record::reserve::<Record<ROOM>>() else { return };
         let record = entry.as_mut_ptr();
         // SAFETY: the record is ours until it is submitted; `begin` writes the whole header.
         let header = unsafe { &mut (*record).header };
         record::begin(header);
-        self.describe(header, socket, task, buffers.name);
+        self.describe(header, socket, sequence, task, buffers.name);
         // SAFETY: a place within the record.
         let payload = unsafe { (&raw mut (*record).payload).cast::<u8>() };
         header.captured = copy::<ROOM>(payload, buffers, wanted);
@@ -260,17 +287,13 @@ impl Transfer {
     }
 
     #[inline(always)]
-    fn describe(self, header: &mut Header, socket: &Socket, task: Task, name: u64) {
+    fn describe(self, header: &mut Header, socket: &Socket, sequence: u32, task: Task, name: u64) {
         header.kind = self.kind;
         header.socket = self.key;
         header.length = self.length;
         header.pid = task.pid;
         header.thread = task.thread;
-        header.tcp_seq = if self.begun.is_known && socket.protocol == IPPROTO_TCP {
-            self.begun.sequence
-        } else {
-            socket.sequence(self.kind, self.length)
-        };
+        header.tcp_seq = sequence;
         socket.describe(header);
         if !socket.is_connected() && !(self.has_name && other_end(header, name)) {
             header.flags |= flag::NO_REMOTE;
@@ -278,10 +301,12 @@ impl Transfer {
     }
 }
 
+const NO_WISH: Wish = Wish { verdict: 0, skips: 0, sent_until: 0, received_until: 0 };
+
 /// `struct sockaddr_in` and `sockaddr_in6`.
 #[derive(Clone, Copy)]
 #[repr(C)]
-struct Name {
+struct Address {
     family: u16,
     port: [u8; 2],
     /// The address of IPv4, the flow of IPv6.
@@ -294,7 +319,7 @@ fn other_end(header: &mut Header, name: u64) -> bool {
     if name == 0 {
         return false;
     }
-    let Some(Name { family, port, first }) = read_user::<Name>(name) else { return false };
+    let Some(Address { family, port, first }) = read_user::<Address>(name) else { return false };
     header.remote_port = u16::from_be_bytes(port);
     if family == AF_INET {
         header.remote[..4].copy_from_slice(&first);
@@ -358,7 +383,9 @@ fn copy<const ROOM: usize>(payload: *mut u8, buffers: Buffers, wanted: u32) -> u
 
 #[inline(always)]
 fn copy_part<const ROOM: usize>(payload: *mut u8, from: u64, length: u64) -> bool {
-    let length = if ROOM == SMALL {
+    let length = if ROOM == TINY {
+        masked!(length.min(TINY as u64 - 1), TINY as u64 - 1)
+    } else if ROOM == SMALL {
         masked!(length.min(SMALL as u64 - 1), SMALL as u64 - 1)
     } else {
         masked!(length.min(LARGE as u64 - 1), LARGE as u64 - 1)
@@ -369,7 +396,10 @@ fn copy_part<const ROOM: usize>(payload: *mut u8, from: u64, length: u64) -> boo
 
 #[inline(always)]
 fn copy_half<const ROOM: usize>(payload: *mut u8, at: u64, from: u64, length: u64) -> bool {
-    let (at, length) = if ROOM == SMALL {
+    let (at, length) = if ROOM == TINY {
+        let half = TINY as u64 / 2 - 1;
+        (masked!(at, TINY as u64 / 2 - 1), masked!(length.min(half), TINY as u64 / 2 - 1))
+    } else if ROOM == SMALL {
         let half = SMALL as u64 / 2 - 1;
         (masked!(at, SMALL as u64 / 2 - 1), masked!(length.min(half), SMALL as u64 / 2 - 1))
     } else {

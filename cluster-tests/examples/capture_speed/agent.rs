@@ -63,20 +63,29 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Starts it and waits until it looks.
+    /// Starts it and waits until it looks. Where another agent on this machine looks into processes, it waits until that one has ended.
     pub(crate) async fn start(folder: &Path, server: &str, mode: Mode) -> Result<Self> {
-        wait_for("another agent on this machine to end", PATIENCE, async || {
-            ensure!(probes::Rival::find().is_none(), "its programs are in the kernel");
-            Ok(())
+        let folder = folder.join("agent");
+        let mut agent = Self { child: Self::spawn(&folder, server, mode)?, folder };
+        wait_for("the agent to look", PATIENCE, async || {
+            let log = fs::read_to_string(agent.folder.join("agent.log"))?;
+            if agent.child.try_wait()?.is_some() {
+                agent.child = Self::spawn(&agent.folder, server, mode)?;
+            }
+            ensure!(log.contains("capturing"), "{log}");
+            Ok::<(), anyhow::Error>(())
         })
         .await?;
-        let folder = folder.join("agent");
-        fs::remove_dir_all(&folder).ok();
-        fs::create_dir_all(&folder)?;
-        let data = folder.join("data");
+        tokio::time::sleep(SETTLE).await;
+        Ok(agent)
+    }
+
+    fn spawn(folder: &Path, server: &str, mode: Mode) -> Result<Child> {
+        fs::remove_dir_all(folder).ok();
+        fs::create_dir_all(folder)?;
         let configuration = format!(
             "servers = [\"{server}\"]\ndata_dir = \"{}\"\n{}[guard]\ncpu_percent_max = 1000\n",
-            data.display(),
+            folder.join("data").display(),
             mode.configuration()
         );
         let path = folder.join("agent.toml");
@@ -90,15 +99,7 @@ impl Agent {
             .stderr(log)
             .kill_on_drop(true)
             .spawn()?;
-        let agent = Self { child, folder };
-        wait_for("the agent to look", PATIENCE, async || {
-            let log = fs::read_to_string(agent.folder.join("agent.log"))?;
-            ensure!(log.contains("capturing"), "{log}");
-            Ok(())
-        })
-        .await?;
-        tokio::time::sleep(SETTLE).await;
-        Ok(agent)
+        Ok(child)
     }
 
     pub(crate) fn cpu_us(&self) -> Result<f64> {

@@ -13,9 +13,9 @@ use anyhow::{Context, Result, ensure};
 use metaflow_actors::querier::trace::Row as TraceRow;
 use metaflow_agent::{
     clock, events,
-    probes::{Probes, Settings, Verdict},
+    probes::{Probes, Settings},
     session,
-    sockets::{Call, Config, Judgement, Sockets},
+    sockets::{Call, Config, Sockets},
 };
 use metaflow_schema::enums::{ObservationPoint, SignalSource};
 
@@ -94,12 +94,7 @@ fn look(mut probes: Probes, mut sockets: Sockets, into: &Mutex<Vec<Call>>, halt:
         probes.search_libraries(now_ms);
         sockets.tick(clock::monotonic_ns(), &mut calls);
         for (socket, judgement) in sockets.take_judgements() {
-            let verdict = match judgement {
-                Judgement::NoPayload => Some(Verdict::NoPayload),
-                Judgement::Ignore => Some(Verdict::Ignore),
-                Judgement::Forget => None,
-            };
-            probes.judge_socket(socket, verdict);
+            probes.judge_socket(socket, judgement);
         }
         into.lock().unwrap_or_else(PoisonError::into_inner).append(&mut calls);
         std::thread::park_timeout(POLL);

@@ -98,6 +98,8 @@ pub struct Guard {
     pub memory_max: Size,
     /// Free space that the agent leaves on the disk of its spool.
     pub disk_free_min: Size,
+    /// Requests a second that become rows of the log; beyond it a sample of them does, and metrics count all. 0: no bound.
+    pub request_rows_max: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -160,7 +162,12 @@ impl Default for Spool {
 
 impl Default for Guard {
     fn default() -> Self {
-        Self { cpu_percent_max: 100, memory_max: Size(512 << 20), disk_free_min: Size(512 << 20) }
+        Self {
+            cpu_percent_max: 100,
+            memory_max: Size(512 << 20),
+            disk_free_min: Size(512 << 20),
+            request_rows_max: 50_000,
+        }
     }
 }
 

@@ -10,7 +10,16 @@ pub const LOCAL: [&str; 8] =
     ["servers", "machine_id", "data_dir", "insecure", "tls", "region", "zone", "labels"];
 
 /// Keys, or whole sections, that a running agent takes. Everything else waits for its next start.
-pub const HOT: [&str; 5] = ["enabled", "guard", "session", "profile", "events"];
+pub const HOT: [&str; 8] = [
+    "enabled",
+    "guard",
+    "session",
+    "profile",
+    "events",
+    "ebpf.only_ports",
+    "ebpf.only_processes",
+    "ebpf.excluded_processes",
+];
 
 /// Text of one document; what a group says and what an agent gets are bounded by it.
 pub const TEXT_BYTES_MAX: usize = 16 << 10;
@@ -108,8 +117,18 @@ pub fn take_hot(running: &Config, wanted: &Config) -> (Config, Vec<String>) {
         return (running.clone(), vec![]);
     };
     for key in HOT {
-        if let Some(value) = wanted.get(key) {
-            next.insert(key.to_owned(), value.clone());
+        match key.split_once('.') {
+            Some((section, name)) => {
+                let value = wanted.get(section).and_then(|section| section.get(name));
+                if let (Some(value), Some(Value::Table(section))) = (value, next.get_mut(section)) {
+                    section.insert(name.to_owned(), value.clone());
+                }
+            }
+            None => {
+                if let Some(value) = wanted.get(key) {
+                    next.insert(key.to_owned(), value.clone());
+                }
+            }
         }
     }
     let now: Vec<_> = leaves(&next);
@@ -203,12 +222,15 @@ mod tests {
     #[test]
     fn only_what_is_hot_is_taken_and_the_rest_is_named() {
         let running = Config::default();
-        let text = "enabled = false\n[guard]\ncpu_percent_max = 20\n[capture]\nflows_max = 9\n[log]\nfilter = \"debug\"";
+        let text = "enabled = false\n[guard]\ncpu_percent_max = 20\n[capture]\nflows_max = 9\n[log]\nfilter = \"debug\"\n\
+                    [ebpf]\ntls = false\nonly_ports = [80]\nexcluded_processes = [\"curl\"]";
         let wanted = Remote::parse(text).unwrap().over(&running).unwrap();
         let (next, pending) = take_hot(&running, &wanted);
         assert_eq!((next.enabled, next.guard.cpu_percent_max), (false, 20));
         assert_eq!(next.capture, running.capture);
-        assert_eq!(pending, ["capture.flows_max", "log.filter"]);
+        assert_eq!((&next.ebpf.only_ports[..], next.ebpf.tls), (&[80][..], true));
+        assert_eq!(next.ebpf.excluded_processes, ["curl"]);
+        assert_eq!(pending, ["capture.flows_max", "ebpf.tls", "log.filter"]);
         assert_eq!(take_hot(&next, &next), (next.clone(), vec![]));
     }
 }

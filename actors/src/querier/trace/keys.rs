@@ -139,7 +139,7 @@ pub(super) fn statement(condition: &str, span: Span) -> String {
 /// Statements for the whole of rows. They name what the table is sorted by, so that little else is read.
 pub(super) fn whole(rows: &[Row]) -> Vec<String> {
     let numbers = |rows: &[Row], value: fn(&Row) -> u64| {
-        let values: BTreeSet<u64> = rows.iter().map(|row| value(row)).collect();
+        let values: BTreeSet<u64> = rows.iter().map(value).collect();
         values.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
     };
     let statement = |rows: &[Row]| {
