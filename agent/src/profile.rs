@@ -26,6 +26,8 @@ const WAITS_MAX: usize = 32_768;
 /// How functions of the kernel begin that are there only because the agent looks: they run its programs.
 const OWN_FRAMES: [&str; 4] =
     ["[k] bpf_prog_", "[k] bpf_trace_run", "[k] __bpf_trace_", "[k] bpf_trampoline_"];
+/// The name of an address where nothing is mapped.
+const UNKNOWN: &str = "[unknown]";
 /// Bytes of one folded stack; the outermost functions are left out of longer ones.
 pub const FOLDED_MAX: usize = 16 << 10;
 
@@ -182,7 +184,12 @@ fn fold(pid: u32, raw: &Raw, names: &mut dyn Names) -> String {
     let kernel = raw.kernel.iter().enumerate().map(|(at, address)| names.kernel(*address, at > 0));
     frames.extend(kernel.skip_while(|name| OWN_FRAMES.iter().any(|own| name.starts_with(own))));
     for (at, address) in raw.user.iter().enumerate() {
-        frames.push(names.user(pid, raw.space, *address, at > 0));
+        let name = names.user(pid, raw.space, *address, at > 0);
+        // A function without frame pointer had something else in the register: from here on the addresses are no callers.
+        if at > 0 && *name == *UNKNOWN {
+            break;
+        }
+        frames.push(name);
     }
     let mut folded = format!("[t] {}", raw.thread_name.replace(';', ":"));
     let mut room = FOLDED_MAX - folded.len();

@@ -14,7 +14,7 @@ use std::{
 use rustc_hash::FxHashMap;
 
 use super::{
-    Names,
+    Names, UNKNOWN,
     elf::Functions,
     kernel::KernelSymbols,
     maps::{self, Mapping},
@@ -28,7 +28,8 @@ const NAMES_MAX: usize = 16_384;
 /// Functions of files that are remembered.
 const FILES_BYTES_MAX: usize = 48 << 20;
 const FILES_MAX: usize = 512;
-/// Mappings change while a process loads libraries: they are read anew at most so often.
+/// Mappings change while a process loads libraries: they are read anew soon at first, later at most so often.
+const REREAD_FIRST_MS: u64 = 20;
 const REREAD_AFTER_MS: u64 = 1_000;
 const MAPS_BYTES_MAX: u64 = 4 << 20;
 const PERF_MAP_BYTES_MAX: u64 = 16 << 20;
@@ -44,6 +45,8 @@ struct Space {
     pid: u32,
     mappings: Vec<Mapping>,
     read_ms: u64,
+    /// How long after that they may be read again.
+    pause_ms: u64,
     used_ms: u64,
     names: FxHashMap<u64, Arc<str>>,
     /// Text of the compiler's map, and its functions as places in it. Empty: there is none.
@@ -95,6 +98,7 @@ impl Symbols {
             pid,
             mappings: Vec::new(),
             read_ms: now_ms,
+            pause_ms: REREAD_FIRST_MS,
             used_ms: now_ms,
             names: FxHashMap::default(),
             compiled: Vec::new(),
@@ -116,13 +120,14 @@ impl Names for Symbols {
         let address = address.wrapping_sub(u64::from(is_call));
         self.meet(pid, space);
         let Self { spaces, files, now_ms, .. } = self;
-        let Some(space) = spaces.get_mut(&space) else { return "[unknown]".into() };
+        let Some(space) = spaces.get_mut(&space) else { return UNKNOWN.into() };
         space.used_ms = *now_ms;
         if let Some(name) = space.names.get(&address) {
             return Arc::clone(name);
         }
-        if maps::find(&space.mappings, address).is_none() && *now_ms >= space.read_ms + REREAD_AFTER_MS {
+        if maps::find(&space.mappings, address).is_none() && *now_ms >= space.read_ms + space.pause_ms {
             space.read_ms = *now_ms;
+            space.pause_ms = (2 * space.pause_ms).min(REREAD_AFTER_MS);
             space.read();
         }
         let (name, is_final) = space.name(address, files, *now_ms);
@@ -166,7 +171,7 @@ impl Space {
     /// A name, and whether it will stay the same.
     fn name(&mut self, address: u64, files: &mut FxHashMap<FileKey, Known>, now_ms: u64) -> (String, bool) {
         let Some(mapping) = maps::find(&self.mappings, address) else {
-            return ("[unknown]".to_owned(), false);
+            return (UNKNOWN.to_owned(), false);
         };
         // Memory of a compiler has no file, or one without a name of its own.
         if mapping.inode == 0 || mapping.path.starts_with("/memfd:") || mapping.path.starts_with("/dev/zero")
@@ -266,7 +271,10 @@ fn clean(name: &str) -> String {
 fn read_text(path: &Path, bytes_max: u64) -> Option<String> {
     let mut bytes = Vec::new();
     File::open(path).ok()?.take(bytes_max).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+    Some(
+        String::from_utf8(bytes)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
+    )
 }
 
 #[cfg(test)]

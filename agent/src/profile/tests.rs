@@ -7,6 +7,9 @@ struct Told;
 
 impl Names for Told {
     fn user(&mut self, pid: u32, space: u64, address: u64, is_call: bool) -> Arc<str> {
+        if address == 13 {
+            return UNKNOWN.into();
+        }
         format!("u{pid}.{space}.{address}{}", if is_call { "c" } else { "" }).into()
     }
     fn kernel(&mut self, address: u64, is_call: bool) -> Arc<str> {
@@ -53,6 +56,15 @@ fn ticks_of_a_stack_add_up_and_frames_stand_outermost_first() {
         ]
     );
     assert_eq!(take(&mut profile, 0), []);
+}
+
+#[test]
+fn addresses_behind_one_where_nothing_is_mapped_are_no_callers() {
+    let mut profile = Profile::new(100);
+    profile.stack(stack(Doing::Computing, 1, 0, &[10, 13, 20]), &mut Told);
+    profile.stack(stack(Doing::Computing, 1, 0, &[13, 20]), &mut Told);
+    let folded: Vec<String> = take(&mut profile, 0).into_iter().map(|(_, folded, _)| folded).collect();
+    assert_eq!(folded, ["[t] main;u7.1.10", "[t] main;u7.1.20c;[unknown]"]);
 }
 
 #[test]
