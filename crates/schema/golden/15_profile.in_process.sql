@@ -8,7 +8,7 @@ CREATE TABLE IF NOT EXISTS profile.`in_process`
     `profile_event_type` String COMMENT 'on-cpu: computing; off-cpu: waiting' CODEC(ZSTD(1)),
     `profile_language_type` String COMMENT 'how it was measured' CODEC(ZSTD(1)),
     `profile_value_unit` String COMMENT 'unit of profile_value' CODEC(ZSTD(1)),
-    `profile_location_str` String COMMENT 'thread ([t]) and functions from the outermost to the innermost, joined by semicolons; [k] is the kernel\'s, other brackets stand for files without symbols' CODEC(ZSTD(1)),
+    `profile_location_str` String COMMENT 'thread (`[t]`) and functions from the outermost to the innermost, joined by semicolons; `[k]` is the kernel\'s, other brackets stand for files without symbols' CODEC(ZSTD(1)),
     `profile_value` UInt64 COMMENT 'time in this stack, microseconds' CODEC(T64, ZSTD(1)),
     `ip` IPv6 COMMENT 'IP address' CODEC(ZSTD(1)),
     `region_id` UInt32 COMMENT 'region' CODEC(T64, ZSTD(1)),

@@ -28,7 +28,7 @@ block! {
             profile_language_type: Text Plain;
             /// unit of profile_value
             profile_value_unit: Text Plain;
-            /// thread ([t]) and functions from the outermost to the innermost, joined by semicolons; [k] is the kernel's, other brackets stand for files without symbols
+            /// thread (`[t]`) and functions from the outermost to the innermost, joined by semicolons; `[k]` is the kernel's, other brackets stand for files without symbols
             profile_location_str: Text Plain;
             /// time in this stack, microseconds
             profile_value: U64 Amount;
