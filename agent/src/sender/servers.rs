@@ -134,7 +134,8 @@ impl Servers {
     pub(super) fn fail(&mut self, now: Instant, was_welcome: bool) {
         if let Some(server) = self.list.get(self.at) {
             let times = match self.avoided.get(server) {
-                Some((_, times)) if !was_welcome => times + 1,
+                // Tries that fail one after another, as they do while a node is started anew, are one failure.
+                Some((until, times)) if !was_welcome => times + u32::from(now >= *until),
                 _ => 0,
             };
             let pause = AVOID_MIN.saturating_mul(1 << times.min(16)).min(AVOID_MAX);
