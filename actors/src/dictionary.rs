@@ -6,7 +6,8 @@
 //!
 //! An id is the node's id (10 bits) above a counter (22 bits), so nodes need no agreement. Id 0 is the empty name. Order of writing:
 //! the node's own disk, synced; then the store (`flush`); then rows that use the id (the writer calls `flush` before each insert).
-//! A counter is never turned back: it starts above all that the disk and the store know.
+//! Counters come from ranges that no life of a node before had ([`ranges`]), so that neither a second node with this number nor an old copy
+//! of the disk makes one id of two names. A node that is alone by construction (a test) counts on above all that disk and store know.
 //!
 //! In a cluster the nodes tell each other what they named ([`Dictionary::learn`]). A name that was given two ids (an alias, legal) has the
 //! smallest as its canonical id, wherever both are known.
@@ -19,6 +20,7 @@ mod exchange;
 mod learn;
 mod load;
 mod news;
+mod ranges;
 #[cfg(test)]
 mod tests;
 
@@ -46,6 +48,8 @@ pub use exchange::{Comparison, Digest, Scope, comparisons, hand_over};
 pub use learn::{Entry, Learned, NAMES_MAX, Unnamed};
 use news::News;
 pub use news::Silent;
+use ranges::Claims;
+pub use ranges::{Claimed, RANGE_IDS, Register, Wanted, claim};
 
 /// Name of the entry that stands for all names beyond the limit of a kind.
 pub const OTHER: &str = "(other)";
@@ -95,12 +99,24 @@ pub struct Config {
     pub names_max: usize,
     /// All nodes write to one store. Where each has its own, what another node's store has must come to this one's all the same.
     pub is_store_shared: bool,
+    pub ids: Ids,
+    /// Ids of one range that is claimed. The same in all lives of a node.
+    pub range_ids: u32,
 }
 
 impl Config {
     pub fn new(node_id: NodeId) -> Self {
-        Self { node_id, names_max: 1_000_000, is_store_shared: true }
+        Self { node_id, names_max: 1_000_000, is_store_shared: true, ids: Ids::Whole, range_ids: RANGE_IDS }
     }
+}
+
+/// Which ids of its prefix a node may give out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ids {
+    /// All above those that are known: nobody else can have this number.
+    Whole,
+    /// Those of ranges that it claims ([`Dictionary::claim`]). `is_drawn`: others with this number may note their claims elsewhere.
+    Claimed { is_drawn: bool },
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +127,8 @@ pub enum Error {
     Damaged(Vec<u8>),
     #[error("two live nodes have the node id {0}: no new names until one of them gets another")]
     Suspended(u16),
+    #[error("new names wait until the store has noted another range of ids for this node")]
+    NoRange,
 }
 
 /// The nodes that own names, as the dictionary sees them.
@@ -146,6 +164,8 @@ struct Shard {
     ids: RwLock<HashMap<Arc<str>, u32>>,
     /// Highest counter whose entry is on disk or in the store, for this node's own prefix.
     highest: AtomicU64,
+    /// Highest counter that this life gave out; the ids between it and the end of the ranges it holds do not exist.
+    given: AtomicU64,
     overflowed: AtomicU64,
     aliases: AtomicU64,
 }
@@ -156,6 +176,7 @@ struct Inner {
     /// By the number of the kind.
     shards: Box<[Shard]>,
     allocator: Mutex<Allocator>,
+    claims: Claims,
     pending: Pending,
     digests: Digests,
     news: News,
@@ -183,17 +204,21 @@ impl Dictionary {
             .map(|kind| Shard {
                 ids: RwLock::new(kind.ids),
                 highest: AtomicU64::new(kind.highest.into()),
+                given: AtomicU64::new(if config.ids == Ids::Whole { kind.highest.into() } else { 0 }),
                 overflowed: AtomicU64::new(0),
                 aliases: AtomicU64::new(kind.aliases),
             })
             .collect();
-        let allocator = Allocator::new(&shards);
+        let allocator = Allocator::new(config.ids, &shards);
+        let highest = shards.iter().map(|shard| shard.highest.load(Ordering::Acquire)).max().unwrap_or(0);
+        let claims = Claims::new(&config, highest, loaded.range);
         let pending = Pending::new(loaded.pending);
         let inner = Inner {
             disk,
             config,
             shards,
             allocator: Mutex::new(allocator),
+            claims,
             pending,
             digests: loaded.digests,
             news: News::default(),
@@ -286,12 +311,12 @@ impl Dictionary {
         partition_of(kind, bounded(name).as_ref())
     }
 
-    /// Whether an id was ever given out: by this node for certain, by another as far as this one can tell. Does not block.
+    /// Whether an id was ever given out: by this life of the node for certain, by any other as far as this one can tell. Does not block.
     pub fn may_exist(&self, kind: Kind, id: u32) -> bool {
         let (node, counter) = (id >> COUNTER_BITS, id & COUNTER_MAX);
-        let highest = self.inner.shard(kind).highest.load(Ordering::Acquire);
-        let is_own = node == u32::from(self.inner.config.node_id.0);
-        node != 0 && counter != 0 && (!is_own || u64::from(counter) <= highest)
+        let is_own = node == u32::from(self.inner.config.node_id.0) && self.inner.holds(counter);
+        let given = self.inner.shard(kind).given.load(Ordering::Acquire);
+        node != 0 && counter != 0 && (!is_own || u64::from(counter) <= given)
     }
 
     /// Figures of all kinds that have names.

@@ -39,6 +39,8 @@ pub const COST_MIN: usize = 4096;
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 /// Until a batch is in the log, its bytes lie in memory three times: as they came, as they are written, and in the write.
 const INTAKE_OF_PAYLOAD_BYTE: usize = 3;
+/// Streams that are remembered because the log had no room for their batches; the rest finds out by waiting.
+const DENIED_MAX: usize = 1_024;
 /// What a batch takes from when it is in the log until it is stored: its places in the ledger and in the queue, and who waits for it.
 const PLACE_BYTES: usize = 256;
 
@@ -284,6 +286,8 @@ struct IngesterActor;
 /// What the ingester decides, without tasks: the actor and the simulation perform it.
 pub struct Core {
     ledger: Ledger,
+    /// Streams whose batches the log had no room for.
+    denied: Vec<Reply>,
     wal: Wal,
     metrics: Arc<Metrics>,
 }
@@ -328,7 +332,7 @@ impl Core {
         })?;
         let (wal, left) = Wal::open(disk, config.wal_bytes_max, config.keep_free)?;
         let ledger = Ledger::new(committed, &left, Instant::now());
-        Ok((Self { ledger, wal, metrics: Arc::default() }, left))
+        Ok((Self { ledger, denied: Vec::new(), wal, metrics: Arc::default() }, left))
     }
 
     pub fn wal(&self) -> &Wal {
@@ -376,7 +380,14 @@ impl Core {
             Decision::Logging => {
                 self.metrics.known.fetch_add(1, Relaxed);
             }
-            Decision::NoRoom => self.metrics.dropped(metrics::WAL_FULL),
+            Decision::NoRoom => {
+                self.metrics.dropped(metrics::WAL_FULL);
+                if self.denied.len() < DENIED_MAX
+                    && !self.denied.iter().any(|other| other.is_same_stream(&reply))
+                {
+                    self.denied.push(reply);
+                }
+            }
             Decision::Accept => {
                 self.metrics.accepted(u64::from(batch.rows), batch.payload.len() as u64);
                 let key = self.wal.key(id);
@@ -395,6 +406,7 @@ impl Core {
                 self.ack(&reply, Ack::Received(id.seq));
             }
         }
+        self.invite();
     }
 
     /// Labeler or writer are done with a batch.
@@ -419,6 +431,15 @@ impl Core {
         self.wal.forget(entry, record);
         for reply in replies {
             self.ack(&reply, ack.clone());
+        }
+        self.invite();
+    }
+
+    /// Once there is room, streams that were denied it end, so that their agents send again now, and not when they have lost their patience.
+    fn invite(&mut self) {
+        let enough = (wire::BATCH_BYTES_MAX as u64).min(self.wal.bytes_max() / 2);
+        if !self.denied.is_empty() && self.wal.room() >= enough {
+            self.denied.drain(..).for_each(|reply| reply.ask_again());
         }
     }
 

@@ -49,8 +49,8 @@ pub use tags::names_service;
 /// A snapshot that the controller replaces and labelling reads.
 pub type Published = Arc<ArcSwap<Snapshot>>;
 
-/// How long a batch waits for a disk that failed.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How long a batch waits for a disk that failed, or for ids.
+const RETRY_AFTER: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -71,7 +71,7 @@ pub struct Counters {
     pub batches: AtomicU64,
     pub rejected_rows: AtomicU64,
     pub rejected_batches: AtomicU64,
-    /// Attempts that failed because the dictionary could not use its disk.
+    /// Attempts that failed because the dictionary could not use its disk, or had no ids.
     pub retries: AtomicU64,
     /// What is being labelled.
     pub underway: Underway,

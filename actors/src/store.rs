@@ -7,6 +7,7 @@ mod client;
 pub mod embedded;
 mod fence;
 mod migrate;
+mod ranges;
 
 use std::{
     collections::HashSet,
@@ -27,6 +28,7 @@ use client::Client;
 
 pub use fence::Guard;
 pub use migrate::Migration;
+pub use ranges::IdRanges;
 
 /// Ids in one ledger query: 30 bytes each stay far below the engine's limit of 256 KiB for a query.
 const LEDGER_IDS_MAX: usize = 4_000;

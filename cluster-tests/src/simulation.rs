@@ -2,8 +2,9 @@
 //!
 //! It drives the code that nodes and agents run (placement, dictionary, ingester, log, labeler, writer; spool, session, choice of servers)
 //! on disks in memory and a model of the store. Every node may see any set of live nodes at any moment; messages are late or lost,
-//! connections break, processes die, are stopped in the middle of a step, come back with an old disk, answers of the store are
-//! lost after the insert was done. Checked all the time and at the end: [`check`]. The same seed is the same run.
+//! connections break, processes die, are stopped in the middle of a step or an insert, come back with an old disk or over and over again;
+//! answers of the store are lost after the insert was done, clocks are set. Agents go from node to node, and take along what the node
+//! before still holds. Checked all the time and at the end: [`check`]. The same seed is the same run.
 //!
 //! Leaves out: gossip itself (its result is drawn), sockets, and the engine.
 
@@ -33,8 +34,8 @@ use agent::Agent;
 use faults::Fault;
 use names::Net;
 use node::{Place, Running};
-use random::Random;
-use store::{Call, Office, Store, lock};
+pub(crate) use random::Random;
+use store::{Call, Office, Request, Store, lock};
 use streams::Connection;
 use trace::Trace;
 
@@ -45,8 +46,10 @@ pub enum Mutation {
     NoLookUp,
     /// Batches are acknowledged before they are on the disk.
     AckBeforeSync,
-    /// Two nodes with one id go on naming.
-    SharedIdGoesOn,
+    /// A node gives out ids above those that it finds in the store, without a claim.
+    NoClaimOfIds,
+    /// Inserts of what another node may have are not fenced.
+    NoFence,
     /// The id that a node hears first stays the canonical one.
     FirstIdStays,
     /// Rows are stored before the names of their ids.
@@ -95,8 +98,11 @@ const SERVED_WITHIN_MS: u64 = 10_000;
 /// Nodes compare names at this pace, half of the real one: a round costs the simulation as much as everything else in this time.
 const ROUND_MS: u64 = 2_000;
 const AGENTS: usize = 4;
-/// Agents go from node to node with batches that the one before still holds.
-const WANDERS: bool = false;
+/// Who is stopped: nodes by their places, agents from this on, the store.
+const STOPPED_AGENTS: usize = 1_000;
+const STOPPED_STORE: usize = usize::MAX;
+/// What the store's clock shows at first: it may be set back from there.
+const CLOCK_MS: u64 = 1_000_000_000;
 const ZONES: [&str; 3] = ["a", "b", "c"];
 
 #[derive(Debug)]
@@ -110,6 +116,8 @@ enum Event {
     Settled,
     SharedId,
     Rest,
+    /// A node that flaps dies, and comes back at once.
+    Flap(usize),
     View(usize),
     Produce(usize),
     Flush(usize),
@@ -141,8 +149,12 @@ struct World {
     store: Store,
     store_is_down: bool,
     store_is_slow: bool,
+    /// How far its clock is from the truth.
+    store_clock_ms: i64,
     nodes: Vec<Place>,
-    /// What came for a node that is stopped.
+    /// Agents and the store, as far as they are stopped.
+    stopped: BTreeSet<usize>,
+    /// What came for who is stopped.
     deferred: BTreeMap<usize, VecDeque<Event>>,
     agents: Vec<Agent>,
     connections: BTreeMap<u64, Connection>,
@@ -195,7 +207,7 @@ fn fast_folder() -> PathBuf {
 impl World {
     fn new(seed: u64, options: Options, folder: PathBuf) -> Self {
         let mut random = Random::new(seed);
-        let office = Office::new();
+        let office = Office::new(Random::new(random.next()));
         let net = Net::new(Random::new(random.next()), Arc::clone(&office), options.mutation);
         let nodes = 3 + random.index(3);
         // One in eight is about a second node with the id of the first, one in eight about nothing at all.
@@ -214,11 +226,13 @@ impl World {
             is_gone: at == nodes,
         });
         let places: Vec<_> = places.collect();
-        let agents = (0..AGENTS).map(|at| {
-            let folder = folder.join(format!("agent-{at}"));
-            let servers = (0..if WANDERS { 2 } else { 1 }).map(|next| address((at + next) % nodes)).collect();
-            Agent::new(at, folder, servers)
-        });
+        let agents: Vec<Agent> = (0..AGENTS)
+            .map(|at| {
+                let folder = folder.join(format!("agent-{at}"));
+                let servers = (0..2).map(|next| address((at + next) % places.len())).collect();
+                Agent::new(at, folder, servers)
+            })
+            .collect();
         let mut world = Self {
             now: 0,
             events: BTreeMap::new(),
@@ -230,9 +244,11 @@ impl World {
             store: Store::default(),
             store_is_down: false,
             store_is_slow: false,
+            store_clock_ms: 0,
             nodes: places,
+            stopped: BTreeSet::new(),
             deferred: BTreeMap::new(),
-            agents: agents.collect(),
+            agents,
             connections: BTreeMap::new(),
             agent_cuts: BTreeSet::new(),
             lives: 0,
@@ -306,6 +322,7 @@ impl World {
             Event::Served => self.check_served(),
             Event::Settled => self.look_whether_settled(),
             Event::Rest => self.welcomes = self.all_welcomes(),
+            Event::Flap(node) => self.flap(node),
             Event::SharedId => self.look_at_shared_id(),
             Event::View(node) => self.view(node),
             Event::Produce(agent) => self.produce(agent),
@@ -330,20 +347,33 @@ impl World {
         }
     }
 
-    /// The node that would handle an event and is stopped now.
+    /// Who would handle an event and is stopped now.
     fn stopped(&self, event: &Event) -> Option<usize> {
-        let node = match event {
+        let (node, agent) = match event {
             Event::View(node)
             | Event::Logged(node, _)
             | Event::Label(node, _)
             | Event::Round(node, _)
             | Event::Wake(node)
-            | Event::Learn(node, _) => *node,
-            Event::Answer(call, _) => call.node,
-            Event::Up(connection) => self.connections.get(connection)?.node,
+            | Event::Learn(node, _) => (*node, None),
+            Event::Answer(call, _) => (call.node, None),
+            Event::Come(_) | Event::Perform(_) if self.stopped.contains(&STOPPED_STORE) => {
+                return Some(STOPPED_STORE);
+            }
+            Event::Come(call) | Event::Perform(call) if call.is_slow => (call.node, None),
+            Event::Up(connection) => (self.connections.get(connection)?.node, None),
+            Event::Down(connection) => (0, Some(self.connections.get(connection)?.agent)),
+            Event::Produce(agent)
+            | Event::Flush(agent)
+            | Event::Tick(agent)
+            | Event::Try(agent, _)
+            | Event::GiveUp(agent, _) => (0, Some(*agent)),
             _ => return None,
         };
-        self.nodes[node].is_paused.then_some(node)
+        match agent {
+            Some(agent) => Some(STOPPED_AGENTS + agent).filter(|at| self.stopped.contains(at)),
+            None => self.nodes[node].is_paused.then_some(node),
+        }
     }
 
     fn start(&mut self, node: usize) {
@@ -415,7 +445,10 @@ impl World {
         self.step("node runs", [node as u64, life, 0]);
         self.view(node);
         self.soon(200, 1_200, Event::Round(node, life));
-        self.look_at_shared_id();
+        if self.has_second_node() {
+            // Gossip shows it by and by.
+            self.soon(3_000, 9_000, Event::SharedId);
+        }
     }
 
     fn log_and_label(&mut self, node: usize) {
@@ -511,7 +544,8 @@ impl World {
     }
 
     /// A question to the store: whether it comes, and whether its answer does.
-    fn send(&mut self, call: Call) {
+    fn send(&mut self, mut call: Call) {
+        call.is_slow = matches!(call.request, Request::Rows { .. }) && self.random.percent(30);
         let is_lost = !self.nodes[call.node].may_reach_store;
         let is_down = self.store_is_down;
         if is_lost || is_down {
@@ -533,6 +567,7 @@ impl World {
             self.soon(1, 50, Event::Answer(call, Err(error)));
             return;
         }
+        self.store.clock_ms = (CLOCK_MS + self.now).saturating_add_signed(self.store_clock_ms);
         self.store.begin(&call);
         let most = if self.store_is_slow { 2_500 } else { 15 };
         if !self.is_healed && !self.is_quiet && self.random.percent(6) {
@@ -544,6 +579,7 @@ impl World {
     }
 
     fn perform(&mut self, call: &Call) {
+        self.store.clock_ms = (CLOCK_MS + self.now).saturating_add_signed(self.store_clock_ms);
         let answer = self.store.perform(call);
         self.step("store performs", [call.node as u64, u64::from(answer.is_ok()), 0]);
         self.soon(1, 8, Event::Answer(call.clone(), answer));

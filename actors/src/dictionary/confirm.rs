@@ -1,7 +1,6 @@
 //! Confirmation: names that the store does not have yet, and how it gets them.
 //!
-//! What is confirmed is one counter a kind on disk: ids of a kind are made and sent in order. A crash between the store and that
-//! counter sends rows twice, which the table's engine folds.
+//! What is not confirmed has a mark on the disk. A crash between the store and the mark sends rows twice, which the table's engine folds.
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -22,7 +21,7 @@ use crate::disk::{self, Changes, Durability, Family};
 /// Rows of one insert: bounds the memory of a start with a large dictionary.
 const INSERT_ROWS_MAX: usize = 50_000;
 
-/// Keys of the highest confirmed id of each kind and prefix.
+/// Keys of the highest confirmed id of each kind, by the number of this node: a store that has less is not the one that confirmed it.
 pub(super) const CONFIRMED_PREFIX: &[u8] = b"dictionary/confirmed/";
 
 pub(super) type Entry = (Kind, u32, Arc<str>);
@@ -103,11 +102,32 @@ impl Dictionary {
         while !is_done() {
             let entries = pending.head();
             insert(rows(&entries)).await.map_err(FlushError::Store)?;
-            let own = u32::from(self.inner.config.node_id.get());
-            self.inner.disk.write(confirmation(&entries, own), Durability::Written)?;
+            self.inner.disk.write(self.confirmation(&entries)?, Durability::Written)?;
             pending.remove_head(entries.len());
         }
         Ok(())
+    }
+
+    fn confirmation(&self, entries: &[Entry]) -> Result<Changes, disk::Error> {
+        let own = u32::from(self.inner.config.node_id.get());
+        let mut highest: HashMap<Kind, u32> = HashMap::new();
+        let mut changes = Changes::default();
+        for (kind, id, _) in entries {
+            changes.delete(Family::Meta, learn::unconfirmed_key(*kind, *id));
+            if id >> COUNTER_BITS == own {
+                let entry = highest.entry(*kind).or_default();
+                *entry = (*entry).max(*id);
+            }
+        }
+        for (kind, id) in highest {
+            let key = meta_key(CONFIRMED_PREFIX, kind, own);
+            let before = self.inner.disk.get(Family::Meta, &key)?;
+            let before = before.and_then(|bytes| Some(u32::from_be_bytes(bytes.try_into().ok()?)));
+            if before.is_none_or(|before| before < id) {
+                changes.put(Family::Meta, key, id.to_be_bytes());
+            }
+        }
+        Ok(changes)
     }
 }
 
@@ -118,20 +138,4 @@ fn rows(entries: &[Entry]) -> Rows {
         rows.push(&DictionaryRow { kind: *kind as u8, id: u64::from(*id), name: name.to_string() });
     }
     rows
-}
-
-fn confirmation(entries: &[Entry], own: u32) -> Changes {
-    let mut highest: HashMap<(Kind, u32), u32> = HashMap::new();
-    let mut changes = Changes::default();
-    for (kind, id, _) in entries {
-        if id >> COUNTER_BITS != own {
-            changes.delete(Family::Meta, learn::unconfirmed_key(*kind, *id));
-        }
-        let entry = highest.entry((*kind, id >> COUNTER_BITS)).or_default();
-        *entry = (*entry).max(*id);
-    }
-    for ((kind, node), id) in highest {
-        changes.put(Family::Meta, meta_key(CONFIRMED_PREFIX, kind, node), id.to_be_bytes());
-    }
-    changes
 }

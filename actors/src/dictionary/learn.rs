@@ -18,7 +18,7 @@ use super::{
 };
 use crate::disk::{Changes, Durability, Family};
 
-/// Keys of learnt entries that the store may not have.
+/// Keys of entries that the store may not have.
 pub(super) const UNCONFIRMED_PREFIX: &[u8] = b"dictionary/unconfirmed/";
 
 /// An id and what it names.

@@ -9,8 +9,12 @@ use metaflow_schema::enums::Kind;
 use tracing::warn;
 
 use super::{
-    COUNTER_BITS, COUNTER_MAX, Error, NodeId, confirm::CONFIRMED_PREFIX, exchange::Digests,
-    learn::UNCONFIRMED_PREFIX, meta_key,
+    COUNTER_BITS, COUNTER_MAX, Error, NodeId,
+    confirm::CONFIRMED_PREFIX,
+    exchange::Digests,
+    learn::{UNCONFIRMED_PREFIX, unconfirmed_key},
+    meta_key,
+    ranges::RANGE_PREFIX,
 };
 use crate::disk::{Changes, Disk, Durability, Family};
 
@@ -19,6 +23,9 @@ const FLOOR_PREFIX: &[u8] = b"dictionary/floor/";
 
 /// Numbers that this disk's node had: it made the entries below these itself.
 const NUMBER_PREFIX: &[u8] = b"dictionary/number/";
+
+/// Stands on disks where every entry that the store may not have is marked. Before, own ones were confirmed up to a counter.
+const MARKS_KEY: &[u8] = b"dictionary/marks";
 
 /// Kinds are numbered by a byte.
 const KINDS: usize = 256;
@@ -34,11 +41,16 @@ pub(super) struct LoadedKind {
 
 /// What tells entries that the store has from those that it may not have.
 struct Confirmed {
-    /// Numbers of this node, now and before: its own entries are confirmed up to a counter.
+    /// Numbers of this node, now and before.
     numbers: HashSet<u32>,
+    /// How far own entries are confirmed, on a disk without marks.
     counters: HashMap<(Kind, u32), u32>,
-    /// Entries of others that are not confirmed, as they stand in keys.
-    learnt: HashSet<Vec<u8>>,
+    are_marked: bool,
+    /// Own entries of these kinds were confirmed by another store.
+    replaced: HashSet<Kind>,
+    own: u32,
+    /// Entries that are not confirmed, as they stand in keys.
+    marked: HashSet<Vec<u8>>,
 }
 
 pub(super) struct Loaded {
@@ -46,16 +58,20 @@ pub(super) struct Loaded {
     /// Entries that the store may not have, by kind and id.
     pub pending: Vec<(Kind, u32, Arc<str>)>,
     pub digests: Digests,
+    /// The range that follows those which this disk's node had.
+    pub range: u32,
 }
 
 pub(super) fn load(disk: &Disk, node_id: NodeId, store_maxima: &HashMap<Kind, u64>) -> Result<Loaded, Error> {
-    let mut confirmed = counters(disk, CONFIRMED_PREFIX)?;
+    let confirmed = counters(disk, CONFIRMED_PREFIX)?;
+    let mut replaced = HashSet::new();
     let floors = counters(disk, FLOOR_PREFIX)?;
     let mut learnt = Changes::default();
     let mut loaded = Loaded {
         kinds: (0..KINDS).map(|_| LoadedKind::default()).collect(),
         pending: Vec::new(),
         digests: Digests::default(),
+        range: range(disk, node_id)?,
     };
     let own = u32::from(node_id.get());
     for kind in Kind::ALL {
@@ -72,7 +88,7 @@ pub(super) fn load(disk: &Disk, node_id: NodeId, store_maxima: &HashMap<Kind, u6
                 confirmed = *known & COUNTER_MAX,
                 "the store has fewer names than it confirmed: all are sent again"
             );
-            confirmed.remove(&(*kind, own));
+            replaced.insert(*kind);
         }
     }
     learnt.put(Family::Meta, [NUMBER_PREFIX, &own.to_be_bytes()].concat(), []);
@@ -83,7 +99,10 @@ pub(super) fn load(disk: &Disk, node_id: NodeId, store_maxima: &HashMap<Kind, u6
             .filter_map(|number| Some(u32::from_be_bytes(number.try_into().ok()?)))
             .collect(),
         counters: confirmed,
-        learnt: suffixes(disk, UNCONFIRMED_PREFIX)?,
+        are_marked: disk.get(Family::Meta, MARKS_KEY)?.is_some(),
+        replaced,
+        own,
+        marked: suffixes(disk, UNCONFIRMED_PREFIX)?,
     };
     let mut damaged = None;
     disk.scan(Family::IdToName, b"", |key, name| match entry(key, name) {
@@ -96,7 +115,22 @@ pub(super) fn load(disk: &Disk, node_id: NodeId, store_maxima: &HashMap<Kind, u6
             false
         }
     })?;
-    damaged.map_or(Ok(loaded), Err)
+    if let Some(damaged) = damaged {
+        return Err(damaged);
+    }
+    let mut marks = Changes::default();
+    for (kind, id, _) in &loaded.pending {
+        if !confirmed.marked.contains(&mark(*kind, *id)) {
+            marks.put(Family::Meta, unconfirmed_key(*kind, *id), []);
+        }
+    }
+    if !confirmed.are_marked {
+        marks.put(Family::Meta, MARKS_KEY, []);
+    }
+    if !marks.is_empty() {
+        disk.write(marks, Durability::Synced)?;
+    }
+    Ok(loaded)
 }
 
 impl Loaded {
@@ -120,9 +154,21 @@ impl Confirmed {
     fn has(&self, kind: Kind, id: u32) -> bool {
         let node = id >> COUNTER_BITS;
         let is_counted = self.counters.get(&(kind, node)).is_some_and(|known| id <= *known);
-        (is_counted || !self.numbers.contains(&node))
-            && !self.learnt.contains(&[&[kind as u8], &id.to_be_bytes()[..]].concat())
+        let is_of_another_store = node == self.own && self.replaced.contains(&kind);
+        (self.are_marked || is_counted || !self.numbers.contains(&node))
+            && !is_of_another_store
+            && !self.marked.contains(&mark(kind, id))
     }
+}
+
+/// An entry as it stands in a key.
+fn mark(kind: Kind, id: u32) -> Vec<u8> {
+    [&[kind as u8], &id.to_be_bytes()[..]].concat()
+}
+
+fn range(disk: &Disk, node_id: NodeId) -> Result<u32, Error> {
+    let noted = disk.get(Family::Meta, &[RANGE_PREFIX, &node_id.get().to_be_bytes()].concat())?;
+    Ok(noted.and_then(|bytes| Some(u32::from_be_bytes(bytes.try_into().ok()?))).unwrap_or(0))
 }
 
 /// What follows a prefix in the keys that have it.

@@ -8,18 +8,12 @@
 //! Two nodes that both claim a batch insert it with one token ([`Insert::token`]). The store remembers tokens for a while only, so such
 //! an insert must begin soon after its batch was looked up, by the store's clock.
 
-use std::{collections::HashSet, fmt::Write, time::Duration};
+use std::{collections::HashSet, fmt::Write};
 
 use metaflow_schema::{Table, ddl::CLAIMS};
-use tokio::time::Instant;
 
 use super::{Error, Insert, LEDGER_IDS_MAX, Store};
 use crate::rows::BatchId;
-
-/// How often it is asked whether inserts have ended; most take less than this.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
-/// An insert that takes longer is ended: its node may be the one that is stopped.
-const END_AFTER: Duration = Duration::from_secs(5);
 
 /// What the store checks before it takes a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,33 +27,29 @@ pub enum Guard {
 }
 
 impl Store {
-    /// After this, no insert of these batches can succeed that is not a claimer's own.
-    pub async fn claim(&self, table: &Table, partition: u32, ids: &[BatchId]) -> Result<(), Error> {
+    /// Writes that these batches are claimed. What began before does not know: see [`Shelf::claim`](crate::writer::Shelf::claim).
+    pub async fn note_claims(&self, table: &Table, partition: u32, ids: &[BatchId]) -> Result<(), Error> {
         for ids in ids.chunks(LEDGER_IDS_MAX) {
             let sql = claim_sql(table, partition, ids);
             self.shared.client.execute(&sql, &[("async_insert", "0".to_owned())]).await?;
         }
+        Ok(())
+    }
+
+    /// The inserts into a table, of any node, that run now.
+    pub async fn running_inserts(&self, table: &Table) -> Result<HashSet<String>, Error> {
         let running = format!(
             "SELECT query_id FROM system.processes WHERE query_kind = 'Insert' AND startsWith(query_id, 'metaflow-') \
              AND startsWith(query, 'INSERT INTO {}.`{}`')",
             table.database, table.name
         );
-        let mut earlier = self.column(&running).await?;
-        let mut end_at = Some(Instant::now() + END_AFTER);
-        while !earlier.is_empty() {
-            if end_at.is_some_and(|at| Instant::now() >= at) {
-                end_at = None;
-                tracing::warn!(?earlier, "an insert of another node takes too long and is ended");
-                for query_id in &earlier {
-                    let sql = format!("KILL QUERY WHERE query_id = '{query_id}' ASYNC");
-                    self.shared.client.execute(&sql, &[]).await?;
-                }
-            }
-            tokio::time::sleep(ASK_AGAIN_AFTER).await;
-            let now = self.column(&running).await?;
-            earlier.retain(|query_id| now.contains(query_id));
-        }
-        Ok(())
+        self.column(&running).await
+    }
+
+    /// Tells a query of any node to end; it has ended once it does not run any more.
+    pub async fn end(&self, query_id: &str) -> Result<(), Error> {
+        let sql = format!("KILL QUERY WHERE query_id = '{query_id}' ASYNC");
+        self.shared.client.execute(&sql, &[]).await
     }
 
     /// Which of these batches somebody has claimed.

@@ -1,6 +1,10 @@
 //! The store as the writer uses it, and the time that it waits. A trait, so that the simulation drives the very code that a node runs.
 
-use std::{collections::HashSet, sync::Arc, time::Instant};
+use std::{
+    collections::HashSet,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use metaflow_schema::Table;
 
@@ -9,6 +13,11 @@ use crate::{
     rows::BatchId,
     store::{Error, Insert, Store},
 };
+
+/// How often it is asked whether inserts have ended; most take less than this.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(50);
+/// An insert that takes longer is ended: its node may be the one that is stopped.
+const END_AFTER: Duration = Duration::from_secs(5);
 
 pub trait Shelf: Send + Sync {
     fn instant(&self) -> Instant;
@@ -35,29 +44,59 @@ pub trait Shelf: Send + Sync {
         ids: &[BatchId],
     ) -> impl Future<Output = Result<HashSet<BatchId>, Error>> + Send;
 
-    /// See [`Store::claim`]. A store that nodes do not share knows no claims.
-    fn claim(
+    /// See [`Store::note_claims`].
+    fn note_claims(
         &self,
-        _table: &'static Table,
-        _partition: u32,
-        _ids: &[BatchId],
-    ) -> impl Future<Output = Result<(), Error>> + Send {
-        std::future::ready(Ok(()))
-    }
+        table: &'static Table,
+        partition: u32,
+        ids: &[BatchId],
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+
+    /// See [`Store::running_inserts`].
+    fn running_inserts(
+        &self,
+        table: &'static Table,
+    ) -> impl Future<Output = Result<HashSet<String>, Error>> + Send;
+
+    /// See [`Store::end`].
+    fn end(&self, query_id: &str) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// See [`Store::claimed`].
     fn claimed(
         &self,
-        _table: &'static Table,
-        _partition: u32,
-        _ids: &[BatchId],
-    ) -> impl Future<Output = Result<HashSet<BatchId>, Error>> + Send {
-        std::future::ready(Ok(HashSet::new()))
-    }
+        table: &'static Table,
+        partition: u32,
+        ids: &[BatchId],
+    ) -> impl Future<Output = Result<HashSet<BatchId>, Error>> + Send;
 
     /// See [`Store::now`].
-    fn now(&self) -> impl Future<Output = Result<u32, Error>> + Send {
-        std::future::ready(Ok(0))
+    fn now(&self) -> impl Future<Output = Result<u32, Error>> + Send;
+
+    /// Claims batches: after this, no insert of them can succeed that is not a claimer's own.
+    fn claim(
+        &self,
+        table: &'static Table,
+        partition: u32,
+        ids: &[BatchId],
+    ) -> impl Future<Output = Result<(), Error>> + Send {
+        async move {
+            self.note_claims(table, partition, ids).await?;
+            let mut earlier = self.running_inserts(table).await?;
+            let mut end_at = Some(self.instant() + END_AFTER);
+            while !earlier.is_empty() {
+                if end_at.is_some_and(|at| self.instant() >= at) {
+                    end_at = None;
+                    tracing::warn!(?earlier, "an insert of another node takes too long and is ended");
+                    for query_id in &earlier {
+                        self.end(query_id).await?;
+                    }
+                }
+                self.sleep_until(self.instant() + ASK_AGAIN_AFTER).await;
+                let now = self.running_inserts(table).await?;
+                earlier.retain(|query_id| now.contains(query_id));
+            }
+            Ok(())
+        }
     }
 }
 
@@ -102,8 +141,16 @@ impl Shelf for Store {
         self.stored_batches(table, partition, ids).await
     }
 
-    async fn claim(&self, table: &'static Table, partition: u32, ids: &[BatchId]) -> Result<(), Error> {
-        self.claim(table, partition, ids).await
+    async fn note_claims(&self, table: &'static Table, partition: u32, ids: &[BatchId]) -> Result<(), Error> {
+        self.note_claims(table, partition, ids).await
+    }
+
+    async fn running_inserts(&self, table: &'static Table) -> Result<HashSet<String>, Error> {
+        self.running_inserts(table).await
+    }
+
+    async fn end(&self, query_id: &str) -> Result<(), Error> {
+        self.end(query_id).await
     }
 
     async fn claimed(

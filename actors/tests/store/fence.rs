@@ -5,7 +5,7 @@ use metaflow_actors::{
     memory::Budget,
     rows::Outcome,
     store::{Error, Guard, Insert, Store},
-    writer::{Config, Writer, nothing_before_insert},
+    writer::{Config, Shelf, Writer, nothing_before_insert},
 };
 use metaflow_schema::tables::NETWORK_1S;
 

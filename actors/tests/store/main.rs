@@ -10,4 +10,5 @@ mod insert;
 mod kit;
 mod path;
 mod proxy;
+mod ranges;
 mod refusals;

@@ -71,7 +71,7 @@ impl Agent {
             lost: BTreeMap::new(),
             tries: 0,
         };
-        agent.start(1);
+        agent.start(1_000);
         agent
     }
 
@@ -113,6 +113,11 @@ impl Agent {
             .partition(|(truth, _)| self.received.contains(truth));
         self.ledger = kept;
         self.lost.extend::<BTreeMap<_, _>>(lost);
+    }
+
+    /// Its spool's folder is there.
+    pub(super) fn has_disk(&self) -> bool {
+        self.folder.exists()
     }
 
     pub(super) fn note_received(&mut self, ack: &IngestAck) {

@@ -2,7 +2,7 @@
 
 use metaflow_actors::placement::{Member, State, View};
 
-use super::{AGENTS, CHAOS_MS, Event, Mutation, SERVED_WITHIN_MS, World, place, store::lock};
+use super::{AGENTS, CHAOS_MS, Event, SERVED_WITHIN_MS, World, place, store::lock};
 
 /// A fault; its end is an event of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,12 @@ pub(super) enum Fault {
     },
     /// SIGSTOP.
     NodeStops(usize),
+    AgentStops(usize),
+    StoreStops,
+    /// It dies and comes back, several times within seconds.
+    NodeFlaps(usize),
+    /// The store's clock is set.
+    StoreClock,
     /// Its disk is replaced by a backup.
     NodeRestored(usize),
     NodesCut(usize, usize),
@@ -23,6 +29,7 @@ pub(super) enum Fault {
     StoreSlow,
     StoreRestarts,
     DiskFull(usize),
+    /// Its clock may be another when it comes back.
     AgentDies(usize),
     /// It dies, and its disk is replaced by an empty one.
     AgentLost(usize),
@@ -41,20 +48,24 @@ impl World {
         let other = self.random.index(self.nodes.len());
         let agent = self.random.index(AGENTS);
         let (fault, most_ms): (Fault, u64) = match self.random.below(100) {
-            0..15 => (Fault::NodeDies { node, power: false }, 4_000),
-            15..25 => (Fault::NodeDies { node, power: true }, 4_000),
-            25..35 => (Fault::NodeStops(node), 6_000),
-            35..40 if self.agents_are_lost => (Fault::AgentLost(agent), 3_000),
-            35..40 => (Fault::NodeRestored(node), 2_000),
-            40..55 if node != other => (Fault::NodesCut(node.min(other), node.max(other)), 8_000),
-            55..65 => (Fault::AgentCut(agent, node), 6_000),
-            65..73 => (Fault::StoreCut(node), 5_000),
-            73..77 => (Fault::StoreDown, 4_000),
-            77..82 => (Fault::StoreSlow, 6_000),
-            82..85 => (Fault::StoreRestarts, 1),
-            85..89 => (Fault::DiskFull(node), 4_000),
-            89..96 => (Fault::AgentDies(agent), 3_000),
-            96..98 if self.has_second_node() => (Fault::SecondNode, 1),
+            0..12 => (Fault::NodeDies { node, power: false }, 4_000),
+            12..20 => (Fault::NodeDies { node, power: true }, 4_000),
+            20..31 => (Fault::NodeStops(node), 9_000),
+            31..34 => (Fault::AgentStops(agent), 9_000),
+            34..36 => (Fault::NodeFlaps(node), 1),
+            36..40 if self.agents_are_lost => (Fault::AgentLost(agent), 3_000),
+            36..40 => (Fault::NodeRestored(node), 2_000),
+            40..54 if node != other => (Fault::NodesCut(node.min(other), node.max(other)), 8_000),
+            54..63 => (Fault::AgentCut(agent, node), 6_000),
+            63..71 => (Fault::StoreCut(node), 5_000),
+            71..75 => (Fault::StoreDown, 4_000),
+            75..79 => (Fault::StoreSlow, 6_000),
+            79..82 => (Fault::StoreRestarts, 1),
+            82..84 => (Fault::StoreStops, 4_000),
+            84..86 => (Fault::StoreClock, 1),
+            86..89 => (Fault::DiskFull(node), 4_000),
+            89..94 => (Fault::AgentDies(agent), 3_000),
+            94..98 if self.has_second_node() => (Fault::SecondNode, 1),
             _ => (Fault::Loss, 5_000),
         };
         let lasts = self.random.between(most_ms.div_ceil(20), most_ms);
@@ -63,7 +74,7 @@ impl World {
         }
     }
 
-    fn has_second_node(&self) -> bool {
+    pub(super) fn has_second_node(&self) -> bool {
         self.nodes.last().is_some_and(|last| last.node_id == self.nodes[0].node_id)
     }
 
@@ -82,6 +93,12 @@ impl World {
                 }
                 is_running
             }
+            Fault::NodeFlaps(node) => {
+                for time in 0..self.random.between(2, 5) {
+                    self.after(time * 700, Event::Flap(node));
+                }
+                false
+            }
             Fault::NodeRestored(node) => self.restore(node),
             Fault::NodesCut(one, other) => {
                 self.step("nodes are cut", [one as u64, other as u64, 0]);
@@ -95,27 +112,9 @@ impl World {
                 self.step("store is cut", [node as u64, 0, 0]);
                 std::mem::replace(&mut self.nodes[node].may_reach_store, false)
             }
-            Fault::StoreDown => !std::mem::replace(&mut self.store_is_down, true),
-            Fault::StoreSlow => !std::mem::replace(&mut self.store_is_slow, true),
-            Fault::StoreRestarts => {
-                self.step("store restarts", [0; 3]);
-                self.store.restart();
-                false
-            }
             Fault::DiskFull(node) => {
                 self.step("disk is full", [node as u64, 0, 0]);
                 self.nodes[node].disk.set_full(true);
-                true
-            }
-            Fault::AgentDies(agent) => {
-                self.step("agent dies", [agent as u64, 0, 0]);
-                self.kill_agent(agent);
-                true
-            }
-            Fault::AgentLost(agent) => {
-                self.step("agent is lost", [agent as u64, 0, 0]);
-                self.kill_agent(agent);
-                self.agents[agent].lose_disk();
                 true
             }
             Fault::Loss => {
@@ -130,6 +129,45 @@ impl World {
                 self.start(self.nodes.len() - 1);
                 false
             }
+            other => self.begin_fault_elsewhere(other),
+        }
+    }
+
+    /// Of agents and the store.
+    fn begin_fault_elsewhere(&mut self, fault: Fault) -> bool {
+        match fault {
+            Fault::AgentStops(agent) => {
+                self.step("agent stops", [agent as u64, 0, 0]);
+                self.stopped.insert(super::STOPPED_AGENTS + agent)
+            }
+            Fault::StoreStops => {
+                self.step("store stops", [0; 3]);
+                self.stopped.insert(super::STOPPED_STORE)
+            }
+            Fault::AgentDies(agent) => {
+                self.step("agent dies", [agent as u64, 0, 0]);
+                self.kill_agent(agent);
+                true
+            }
+            Fault::AgentLost(agent) => {
+                self.step("agent is lost", [agent as u64, 0, 0]);
+                self.kill_agent(agent);
+                self.agents[agent].lose_disk();
+                true
+            }
+            Fault::StoreDown => !std::mem::replace(&mut self.store_is_down, true),
+            Fault::StoreSlow => !std::mem::replace(&mut self.store_is_slow, true),
+            Fault::StoreRestarts => {
+                self.step("store restarts", [0; 3]);
+                self.store.restart();
+                false
+            }
+            Fault::StoreClock => {
+                self.store_clock_ms = self.random.between(0, 400_000).cast_signed() - 200_000;
+                self.step("store's clock is set", [self.store_clock_ms.cast_unsigned(), 0, 0]);
+                false
+            }
+            _ => false,
         }
     }
 
@@ -137,6 +175,8 @@ impl World {
         match fault {
             Fault::NodeDies { node, .. } | Fault::NodeRestored(node) => self.start(node),
             Fault::NodeStops(node) => self.pause(node, false),
+            Fault::AgentStops(agent) => self.go_on(super::STOPPED_AGENTS + agent),
+            Fault::StoreStops => self.go_on(super::STOPPED_STORE),
             Fault::NodesCut(one, other) => {
                 lock(&self.net).cuts.remove(&(one, other));
             }
@@ -149,7 +189,22 @@ impl World {
             Fault::DiskFull(node) => self.nodes[node].disk.set_full(false),
             Fault::AgentDies(agent) | Fault::AgentLost(agent) => self.start_agent(agent),
             Fault::Loss => lock(&self.net).loss_percent = 0,
-            Fault::StoreRestarts | Fault::SecondNode => {}
+            Fault::NodeFlaps(_) | Fault::StoreClock | Fault::StoreRestarts | Fault::SecondNode => {}
+        }
+    }
+
+    /// Who was stopped goes on, with what came in the meantime.
+    fn go_on(&mut self, who: usize) {
+        self.stopped.remove(&who);
+        for event in self.deferred.remove(&who).unwrap_or_default() {
+            self.at(self.now, event);
+        }
+    }
+
+    pub(super) fn flap(&mut self, node: usize) {
+        if !self.is_healed && self.kill_node(node, false) {
+            self.step("node flaps", [node as u64, 0, 0]);
+            self.soon(50, 500, Event::Start(node));
         }
     }
 
@@ -176,7 +231,12 @@ impl World {
             place.disk.crash(kept);
         }
         place.is_paused = false;
-        self.deferred.remove(&node);
+        for event in self.deferred.remove(&node).unwrap_or_default() {
+            // Its kernel closes the connection in the middle of an insert; a machine without power closes nothing.
+            if let (Event::Perform(call), false) = (event, power) {
+                self.store.cut(&call.query_id);
+            }
+        }
         lock(&self.net).forget(node);
         let is_said = !power || self.random.percent(50);
         self.nodes[node].is_silent = !is_said;
@@ -195,9 +255,7 @@ impl World {
         }
         if !is_paused {
             self.step("node goes on", [node as u64, 0, 0]);
-            for event in self.deferred.remove(&node).unwrap_or_default() {
-                self.at(self.now, event);
-            }
+            self.go_on(node);
             self.after(0, Event::Wake(node));
         }
     }
@@ -212,7 +270,11 @@ impl World {
     }
 
     fn start_agent(&mut self, agent: usize) {
-        let generation = 2 + u32::try_from(self.now / 1_000).unwrap_or(u32::MAX);
+        let mut generation = 1_000 + u32::try_from(self.now / 1_000).unwrap_or(u32::MAX);
+        if self.agents[agent].has_disk() && self.random.percent(30) {
+            // Its clock was set, back or forth.
+            generation = if self.random.percent(50) { 1 } else { generation + 1_000_000 };
+        }
         let it = &mut self.agents[agent];
         if it.spool.is_some() {
             return;
@@ -232,6 +294,9 @@ impl World {
         net.loss_percent = 0;
         drop(net);
         self.agent_cuts.clear();
+        for who in std::mem::take(&mut self.stopped) {
+            self.go_on(who);
+        }
         (self.store_is_down, self.store_is_slow) = (false, false);
         if self.has_second_node() {
             // Its number is another node's: whoever started it stops it.
@@ -286,6 +351,13 @@ impl World {
 
     fn see(&mut self, node: usize, seen: &[usize]) {
         let mut members: Vec<Member> = seen.iter().map(|at| Self::member(&self.nodes[*at])).collect();
+        if !self.is_healed && !self.is_quiet {
+            // Who flaps is held back, and who sees it so is anybody's guess.
+            let held_back = self.random.index(4 * members.len());
+            if let Some(member) = members.get_mut(held_back) {
+                member.eligible = false;
+            }
+        }
         members.sort();
         members.dedup_by_key(|member| member.node_id);
         let nodes = members.iter().map(|member| member.node_id).collect();
@@ -305,7 +377,7 @@ impl World {
         }
     }
 
-    /// A node as the view has it. That one is held back for a while changes views, and views are anything here.
+    /// A node as the view has it.
     pub(super) fn member(place: &super::Place) -> Member {
         Member {
             node_id: place.node_id,
@@ -317,17 +389,15 @@ impl World {
         }
     }
 
-    /// Two running nodes have one id: both are told, and told again when it is over. Gossip takes some seconds to show it; what both name
-    /// within these is not covered here.
+    /// Two running nodes have one id: both are told by gossip, some seconds later, and told again when it is over. What both name in the
+    /// meantime is the matter of the ranges that they claim.
     pub(super) fn look_at_shared_id(&mut self) {
         let running = |place: &super::Place| place.running.is_some() && !place.is_gone;
         for at in 0..self.nodes.len() {
             let id = self.nodes[at].node_id;
             let is_shared =
                 self.nodes.iter().filter(|place| place.node_id == id && running(place)).count() > 1;
-            if let Some(it) = &self.nodes[at].running
-                && self.options.mutation != Some(Mutation::SharedIdGoesOn)
-            {
+            if let Some(it) = &self.nodes[at].running {
                 it.dictionary.suspend(is_shared);
             }
         }

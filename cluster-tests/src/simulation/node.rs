@@ -12,7 +12,7 @@ use std::{
 
 use metaflow_actors::{
     controller::{self, Introduction},
-    dictionary::{self, Dictionary, NodeId},
+    dictionary::{self, Dictionary, Ids, NodeId},
     disk::{Disk, Memory},
     ingester::{self, Answers, Core, Reply},
     labeler::{self, Input, Snapshot},
@@ -33,6 +33,8 @@ use super::{
 
 /// Bytes of row data in a node: room for a few dozen batches, so that it is full now and then.
 const BUDGET_BYTES: usize = 2 << 20;
+/// Ids of a range: so few that they become few now and then.
+const RANGE_IDS: u32 = 16;
 /// Batches between labeler and writer.
 const QUEUE_MAX: usize = 64;
 
@@ -48,6 +50,7 @@ pub(super) struct Running {
     pub(super) logging: Option<Group>,
     labelled: mpsc::Sender<Labelled>,
     writer: Task<()>,
+    claims: Task<()>,
     outcomes: Arc<Mutex<Vec<Outcome>>>,
     snapshot: Snapshot,
     pub(super) is_labelling: bool,
@@ -94,7 +97,11 @@ pub(super) fn start(
                 _ => pause(&client).await,
             }
         };
-        let config = dictionary::Config::new(node_id);
+        let ids = match mutation {
+            Some(Mutation::NoClaimOfIds) => Ids::Whole,
+            _ => Ids::Claimed { is_drawn: false },
+        };
+        let config = dictionary::Config { ids, range_ids: RANGE_IDS, ..dictionary::Config::new(node_id) };
         let wal = ingester::Config { wal_bytes_max, keep_free: 0 };
         // A full disk: whoever supervises the node starts it again.
         let (dictionary, core, left) = loop {
@@ -106,10 +113,17 @@ pub(super) fn start(
             pause(&client).await;
         };
         dictionary.set_owners(Arc::new(Way { node: client.node, net }));
+        if ids != Ids::Whole {
+            claim_ids(&client, &dictionary).await;
+        }
         let outcomes = Arc::<Mutex<Vec<Outcome>>>::default();
         let told = Arc::clone(&outcomes);
         let work = writer::Work {
-            config: writer::Config { is_shared: true, queue_max: QUEUE_MAX, ..writer::Config::default() },
+            config: writer::Config {
+                is_shared: mutation != Some(Mutation::NoFence),
+                queue_max: QUEUE_MAX,
+                ..writer::Config::default()
+            },
             table: &L7_FLOW_LOG,
             index: TABLES.iter().position(|table| std::ptr::eq(*table, &L7_FLOW_LOG)).unwrap_or(0),
             before_insert: before_insert(&client, &dictionary, mutation),
@@ -118,20 +132,35 @@ pub(super) fn start(
         };
         let (labelled, queue) = mpsc::channel(QUEUE_MAX);
         Running {
-            dictionary,
             core,
             budget: Budget::new(BUDGET_BYTES),
             left: left.into(),
             accepted: VecDeque::new(),
             logging: None,
             labelled,
+            claims: Box::pin(keep_ranges(client.clone(), dictionary.clone())),
             writer: Box::pin(work.run(client, queue)),
             outcomes,
             snapshot: Snapshot::default(),
             is_labelling: false,
             mutation,
+            dictionary,
         }
     })
+}
+
+async fn claim_ids(client: &Client, dictionary: &Dictionary) {
+    while !matches!(dictionary.claim(client, || client.office.random()).await, Ok(true)) {
+        pause(client).await;
+    }
+}
+
+/// Claims more ids whenever they become few.
+async fn keep_ranges(client: Client, dictionary: Dictionary) {
+    loop {
+        dictionary.range_wanted().await;
+        claim_ids(&client, &dictionary).await;
+    }
 }
 
 async fn pause(client: &Client) {
@@ -275,7 +304,7 @@ impl Running {
 
     /// Lets the writer go on, and settles what it has done.
     pub(super) fn write(&mut self) -> Result<(), String> {
-        if poll(&mut self.writer).is_some() {
+        if poll(&mut self.claims).is_some() || poll(&mut self.writer).is_some() {
             return Err("the writer has ended".to_owned());
         }
         for outcome in std::mem::take(&mut *lock(&self.outcomes)) {

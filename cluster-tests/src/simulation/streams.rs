@@ -8,7 +8,7 @@ use metaflow_agent::sender::{Ended, Session};
 use metaflow_wire::{Batch, IngestAck, Rejection, SeqRange};
 
 use super::{
-    Event, WANDERS, World, address,
+    Event, World, address,
     node::{Stream, Taken},
     store::lock,
 };
@@ -111,18 +111,20 @@ impl World {
         let random = self.random.next();
         let now_ms = self.now;
         let it = &mut self.agents[agent];
-        let (Some(connection), Some(session)) = (it.connection, &mut it.session) else { return };
+        let (Some(connection), Some(session), Some(spool)) = (it.connection, &mut it.session, &it.spool)
+        else {
+            return;
+        };
         if session.check(now, &it.config).is_err() {
             self.ended(agent, Ended::Lost);
             return;
         }
-        match session.leaves_at() {
-            Some(moment) if moment <= now => {
-                self.ended(agent, Ended::Moves);
-                return;
-            }
-            Some(_) => {}
-            None => session.plan_move(&it.servers, now, &it.config, random),
+        if session.goes(spool, now) {
+            self.ended(agent, Ended::Moves);
+            return;
+        }
+        if session.leaves_at().is_none() {
+            session.plan_move(&it.servers, now, &it.config, random);
         }
         if now_ms >= it.beat_ms + HEARTBEAT_MS {
             it.beat_ms = now_ms;
@@ -266,8 +268,11 @@ impl World {
                     return;
                 }
                 it.note_received(&ack);
+                let committed = ack.committed.last().map_or(0, |range| range.last);
                 if let (Some(spool), Some(session)) = (&mut it.spool, &mut it.session) {
                     session.take_ack(ack, spool, now);
+                    let oldest = spool.next_after(None).map_or(0, |(seq, _)| seq);
+                    self.step("agent hears", [agent as u64, committed, oldest]);
                 }
             }
             Down::Reset => {
@@ -305,9 +310,6 @@ impl World {
 
     /// The servers of an agent as a node sees the cluster.
     pub(super) fn servers_of(&self, node: usize, agent_id: u32) -> Vec<String> {
-        if !WANDERS {
-            return vec![];
-        }
         let net = lock(&self.net);
         let placement = net.members.get(&node).and_then(|member| member.placement.clone());
         let Some(placement) = placement else { return vec![] };

@@ -19,6 +19,13 @@ const CLAIMS_TABLE: &str = "CREATE TABLE IF NOT EXISTS flow_tag.claims\n(\n    `
     `agent_id` UInt32,\n    `batch_seq` UInt64,\n    `time` DateTime('UTC') DEFAULT now()\n)\nENGINE = ReplacingMergeTree\nORDER BY \
     (table, partition, agent_id, batch_seq)\nTTL time + INTERVAL 30 DAY\nCOMMENT 'Batches that may be in the logs of two nodes'";
 
+/// Which ranges of its ids a node has claimed, each life of it for itself.
+pub const ID_RANGES: &str = "flow_tag.id_ranges";
+/// Claims are for good: what was given up by one is never taken by another.
+const ID_RANGES_TABLE: &str = "CREATE TABLE IF NOT EXISTS flow_tag.id_ranges\n(\n    `node` UInt16,\n    `number` UInt32,\n    `holder` \
+    UInt64,\n    `time` DateTime('UTC') DEFAULT now()\n)\nENGINE = MergeTree\nORDER BY (node, number)\nCOMMENT 'Ranges of ids that a life \
+    of a node has for itself'";
+
 /// Every statement, in the order in which they must run.
 pub fn statements() -> Vec<String> {
     let mut databases: Vec<_> = TABLES.iter().map(|table| table.database).collect();
@@ -28,6 +35,7 @@ pub fn statements() -> Vec<String> {
         databases.iter().map(|database| format!("CREATE DATABASE IF NOT EXISTS {database}")).collect();
     statements.extend(TABLES.iter().map(|table| create_table(table)));
     statements.push(CLAIMS_TABLE.to_owned());
+    statements.push(ID_RANGES_TABLE.to_owned());
     statements.push(NAMES_DICTIONARY.to_owned());
     statements
 }

@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use anyhow::Context as _;
 use metaflow_actors::{
     controller::{self, Controller},
-    dictionary::{self, Dictionary, NodeId},
+    dictionary::{self, Dictionary, Ids, NodeId},
     disk::Disk,
     groups::Registry,
     ingester::{self, Ingester},
@@ -22,6 +22,7 @@ use metaflow_schema::{
     tables::{DICTIONARY, Dictionary as DictionaryRows},
 };
 use tokio::{sync::mpsc, task::JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     clock,
@@ -30,6 +31,9 @@ use crate::{
 
 /// Batches between two actors. Each holds its memory permit; the queue only evens out who is faster at a moment.
 const QUEUE_MAX: usize = 64;
+
+/// Before another try at a claim of ids.
+const CLAIM_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// The running row path.
 pub(super) struct Pipeline {
@@ -43,6 +47,8 @@ pub(super) struct Pipeline {
     controller_task: JoinHandle<()>,
     writer_actors: Writer,
     tasks: Vec<JoinHandle<()>>,
+    /// Claims ids in time.
+    ranges: AbortOnDropHandle<()>,
 }
 
 impl Pipeline {
@@ -75,6 +81,7 @@ impl Pipeline {
         let before_insert = before_insert(dictionary.clone(), store.clone());
         let writer_config =
             writer::Config { is_shared: !config.cluster.seeds.is_empty(), ..writer::Config::default() };
+        let id_ranges = store.id_ranges(node_id);
         let writer_actors = Writer::start(store, writer_config, before_insert, Arc::clone(&report)).await;
         let labeler = Labeler::new(labeler::Config::default(), dictionary.clone(), controller.snapshot());
         let (counters, tap) = (labeler.counters(), labeler.tap());
@@ -85,6 +92,7 @@ impl Pipeline {
             tokio::spawn(write(writer_input, writer_actors.handle())),
             tokio::spawn(tell(outcomes_input, report)),
         ];
+        let ranges = AbortOnDropHandle::new(tokio::spawn(keep_ranges(dictionary.clone(), id_ranges)));
         Ok(Self {
             controller,
             dictionary,
@@ -96,6 +104,7 @@ impl Pipeline {
             controller_task,
             writer_actors,
             tasks,
+            ranges,
         })
     }
 
@@ -127,6 +136,7 @@ impl Pipeline {
             controller_task,
             writer_actors,
             tasks,
+            ranges: _ranges,
         } = self;
         controller.stop();
         let ended = async {
@@ -178,10 +188,37 @@ async fn open_dictionary(
     store.kill_own_inserts().await.context("failed to end inserts of a former run")?;
     let maxima = maxima(node_id, store).await.context("failed to read the store's dictionary")?;
     let is_store_shared = matches!(config.store, config::Store::Server { .. });
-    let config = dictionary::Config { is_store_shared, ..dictionary::Config::new(node_id) };
-    tokio::task::spawn_blocking(move || Dictionary::open(disk, config, &maxima))
+    // A store of its own shows no claims of another node with its number.
+    let ids = Ids::Claimed { is_drawn: !is_store_shared && config.cluster.is_several() };
+    let config = dictionary::Config { is_store_shared, ids, ..dictionary::Config::new(node_id) };
+    let dictionary = tokio::task::spawn_blocking(move || Dictionary::open(disk, config, &maxima))
         .await?
-        .context("failed to open the dictionary")
+        .context("failed to open the dictionary")?;
+    let register = store.id_ranges(node_id);
+    while !dictionary.claim(&register, random).await.context("failed to claim ids in the store")? {
+        tracing::warn!(node_id = node_id.get(), "another node claims ids with this node's number");
+        tokio::time::sleep(CLAIM_AGAIN_AFTER).await;
+    }
+    Ok(dictionary)
+}
+
+/// Claims more ids whenever they become few, until it is aborted.
+async fn keep_ranges(dictionary: Dictionary, register: store::IdRanges) {
+    loop {
+        dictionary.range_wanted().await;
+        loop {
+            match dictionary.claim(&register, random).await {
+                Ok(true) => break,
+                Ok(false) => tracing::warn!("another node claims ids with this node's number"),
+                Err(error) => tracing::warn!(%error, "no ids could be claimed, trying again"),
+            }
+            tokio::time::sleep(CLAIM_AGAIN_AFTER).await;
+        }
+    }
+}
+
+fn random() -> u64 {
+    std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), ())
 }
 
 /// The highest id of this node's own range in the store, by kind.
