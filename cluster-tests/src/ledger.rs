@@ -15,7 +15,10 @@ use metaflow_wire::{
 };
 use tokio::{sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Channel};
+use tonic::{
+    Streaming,
+    transport::{Channel, Endpoint},
+};
 
 /// Batches on their way at one time, and that wait in a stream.
 const WINDOW: usize = 128;
@@ -38,6 +41,8 @@ pub struct LedgerAgent {
     pub committed: BTreeSet<u64>,
     /// Streams that broke.
     pub breaks: u32,
+    /// None: plain text.
+    pub tls: Option<metaflow_tls::Client>,
     /// How long it waits for an answer before it leaves a node.
     pub answer_within: Duration,
     /// Batches that are sent and not committed, at most.
@@ -62,6 +67,7 @@ impl LedgerAgent {
             received: BTreeSet::new(),
             committed: BTreeSet::new(),
             breaks: 0,
+            tls: None,
             answer_within: ANSWER_WITHIN,
             open_max: WINDOW,
             protocol_version: PROTOCOL_VERSION,
@@ -81,8 +87,7 @@ impl LedgerAgent {
 
     /// Only says who it is.
     pub async fn greet(&mut self, server: &str) -> Result<()> {
-        let mut client =
-            timeout(self.answer_within, AgentServiceClient::connect(server.to_owned())).await??;
+        let mut client = self.connect(server).await?;
         let (hello_sender, hellos) = mpsc::channel(1);
         self.hello(&mut client, &hello_sender, hellos).await.map(drop)
     }
@@ -111,8 +116,7 @@ impl LedgerAgent {
 
     /// One connection, until it breaks or all is committed.
     async fn session(&mut self, server: &str) -> Result<()> {
-        let mut client =
-            timeout(self.answer_within, AgentServiceClient::connect(server.to_owned())).await??;
+        let mut client = self.connect(server).await?;
         let (hello_sender, hellos) = mpsc::channel(1);
         let _answers = self.hello(&mut client, &hello_sender, hellos).await?;
         let (sender, batches) = mpsc::channel(WINDOW);
@@ -134,6 +138,15 @@ impl LedgerAgent {
             self.note(&ack)?;
         }
         Ok(())
+    }
+
+    async fn connect(&self, server: &str) -> Result<AgentServiceClient<Channel>> {
+        let endpoint = Endpoint::from_shared(server.to_owned())?;
+        let channel = match &self.tls {
+            Some(tls) => timeout(self.answer_within, endpoint.connect_with_connector(tls.connector())).await,
+            None => timeout(self.answer_within, endpoint.connect()).await,
+        };
+        Ok(AgentServiceClient::new(channel??))
     }
 
     /// Opens a control stream, which lives as long as the sender and the answer.

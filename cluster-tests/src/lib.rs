@@ -10,6 +10,7 @@ pub mod judging;
 pub mod ledger;
 pub mod process;
 pub mod proxy;
+pub mod sandbox;
 pub mod server;
 pub mod simulation;
 pub mod traces;

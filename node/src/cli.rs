@@ -10,7 +10,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
-use crate::{allocator, config, ctl, engine, node};
+use crate::{Outside, allocator, config, ctl, engine, node};
 
 /// Wrong usage, wrong configuration, or the work failed.
 pub(crate) const USAGE: u8 = 1;
@@ -80,7 +80,7 @@ fn run_node(arguments: NodeArguments) -> anyhow::Result<()> {
     allocator::use_one_arena();
     let config = config::load(arguments.config.as_deref(), arguments.data_dir)?;
     crate::logging::init(&config.log);
-    runtime()?.block_on(node::run(config))
+    runtime()?.block_on(node::run(config, Outside::default()))
 }
 
 fn ask(work: impl Future<Output = Result<(), ctl::Failure>>) -> u8 {

@@ -20,8 +20,11 @@ pub mod membership;
 mod metrics;
 mod node;
 mod observe;
+mod outside;
 mod peers;
 mod plain;
 mod secrets;
 mod shards;
 mod tokens;
+
+pub use outside::{Outside, Route};

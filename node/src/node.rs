@@ -31,6 +31,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    Outside,
     config::Config,
     files, grpc, http,
     membership::{self, Membership, State},
@@ -58,8 +59,8 @@ const HTTP_ENDS_WITHIN: Duration = Duration::from_secs(2);
 const BACKLOG: u32 = 16_384;
 
 /// Runs a node until a signal ends it.
-pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
-    let mut signals = Signals::listen()?;
+pub(crate) async fn run(config: Config, outside: Outside) -> anyhow::Result<()> {
+    let mut signals = Signals::listen(outside.stop)?;
     let files = files::raise_limit();
     let Locks { http: http_tls, grpc: grpc_tls, tokens } = Locks::load(&config)?;
     let folder = Folder::take(&config.data_dir)?;
@@ -91,7 +92,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     };
 
     let started = tokio::select! {
-        started = start::start(&config, &folder, &parts, metrics.ingest(), &membership, (grpc_listener, door, pages)) => started,
+        started = start::start(&config, &folder, &parts, metrics.ingest(), &membership, (grpc_listener, door, pages), outside.route) => started,
         signal = signals.next() => {
             tracing::info!(signal, "stopped during the start");
             membership.leave().await;

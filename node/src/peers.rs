@@ -34,6 +34,7 @@ use tonic::{
 };
 
 use crate::{
+    Outside, Route,
     grpc::Secret,
     node::{Guide, Guides},
 };
@@ -68,6 +69,7 @@ struct Inner {
     guides: Guides,
     secret: Option<Secret>,
     tls: Option<metaflow_tls::Client>,
+    route: Route,
     runtime: tokio::runtime::Handle,
     links: Mutex<HashMap<SocketAddr, Way>>,
     silent: Mutex<Silent>,
@@ -102,11 +104,20 @@ impl Peers {
             guides,
             secret,
             tls,
+            route: Outside::default().route,
             runtime: tokio::runtime::Handle::current(),
             links: Mutex::default(),
             silent: Mutex::default(),
         };
         Self { inner: Arc::new(inner) }
+    }
+
+    /// The same over other ways; to be called before the first use.
+    pub(crate) fn over(mut self, route: Route) -> Self {
+        if let Some(inner) = Arc::get_mut(&mut self.inner) {
+            inner.route = route;
+        }
+        self
     }
 
     fn guide(&self) -> Arc<Guide> {
@@ -150,6 +161,7 @@ impl Peers {
 
     fn new_way(&self, address: SocketAddr) -> Option<Way> {
         let scheme = if self.inner.tls.is_some() { "https" } else { "http" };
+        let address = (self.inner.route)(address);
         let endpoint =
             Endpoint::from_shared(format!("{scheme}://{address}")).ok()?.connect_timeout(ASK_WITHIN);
         let channel = match &self.inner.tls {

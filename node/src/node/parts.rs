@@ -359,10 +359,10 @@ impl Parts {
         self.shared.started.elapsed()
     }
 
-    /// Reads every figure of the actors.
+    /// Reads every figure of the actors, as long as there is a node: the metrics are one of its parts, and do not keep it.
     pub(super) fn readings(&self) -> Read {
-        let parts = self.clone();
-        Box::new(move || parts.read())
+        let shared = Arc::downgrade(&self.shared);
+        Box::new(move || shared.upgrade().map_or_else(Vec::new, |shared| Self { shared }.read()))
     }
 
     fn read(&self) -> Vec<Reading> {

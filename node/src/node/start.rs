@@ -14,6 +14,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use super::{Folder, Parts, Running, guide, pipeline::Pipeline};
 use crate::{
+    Route,
     config::{self, Config},
     fleet::Fleet,
     grpc::{self, Stop},
@@ -49,6 +50,7 @@ pub(super) async fn start(
     metrics: &Ingest,
     membership: &Membership,
     (grpc_listener, door, pages): (TcpListener, grpc::Door, axum::Router),
+    route: Route,
 ) -> anyhow::Result<Started> {
     parts.stage("opening the node's database");
     let database = folder.database();
@@ -65,7 +67,7 @@ pub(super) async fn start(
     let (guides, guide) = guide::follow(membership.view(), pipeline.dictionary.clone());
     let secret = config.cluster.secret_file.clone().map(grpc::Secret::load).transpose()?;
     let own = NodeId::new(config.node_id).context("node_id is out of range")?;
-    let peers = Peers::new(own, guides.clone(), secret.clone(), config.tls.peers()?);
+    let peers = Peers::new(own, guides.clone(), secret.clone(), config.tls.peers()?).over(route);
     pipeline.dictionary.set_owners(Arc::new(peers.clone()));
     let fleet = fleet_of(own, &pipeline, &peers, parts);
     let names = tokio::spawn(peers.clone().keep_alike(pipeline.dictionary.clone()));
