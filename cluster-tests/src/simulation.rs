@@ -459,7 +459,8 @@ impl World {
             if is_early {
                 running.acknowledge_early();
             }
-            self.soon(1, 15, Event::Logged(node, life));
+            // A slow disk, where it shows what an early word is worth.
+            self.soon(1, if is_early { 1_500 } else { 15 }, Event::Logged(node, life));
         }
         let Some(running) = &mut self.nodes[node].running else { return };
         if !running.is_labelling && running.has_unlabelled() {

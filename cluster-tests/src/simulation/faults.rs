@@ -2,7 +2,7 @@
 
 use metaflow_actors::placement::{Member, State, View};
 
-use super::{AGENTS, CHAOS_MS, Event, SERVED_WITHIN_MS, World, place, store::lock};
+use super::{AGENTS, CHAOS_MS, Event, Mutation, SERVED_WITHIN_MS, World, place, store::lock};
 
 /// A fault; its end is an event of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -151,6 +151,9 @@ impl World {
             }
             Fault::AgentLost(agent) => {
                 self.step("agent is lost", [agent as u64, 0, 0]);
+                if self.options.mutation == Some(Mutation::AckBeforeSync) {
+                    self.lose_power_of_its_node(agent);
+                }
                 self.kill_agent(agent);
                 self.agents[agent].lose_disk();
                 true
@@ -198,6 +201,15 @@ impl World {
         self.stopped.remove(&who);
         for event in self.deferred.remove(&who).unwrap_or_default() {
             self.at(self.now, event);
+        }
+    }
+
+    /// A rack without power: nobody else has what the node said that it has.
+    fn lose_power_of_its_node(&mut self, agent: usize) {
+        let connection = self.agents[agent].connection.and_then(|id| self.connections.get(&id));
+        let Some(node) = connection.map(|connection| connection.node) else { return };
+        if self.kill_node(node, true) {
+            self.soon(500, 3_000, Event::Start(node));
         }
     }
 
