@@ -15,6 +15,7 @@ use metaflow_actors::{
         Guard, Insert, Store,
         embedded::{Config, Engine, find_library},
     },
+    writer::Shelf,
 };
 use metaflow_cluster_tests::{ledger::request_batch, process::binary};
 use metaflow_schema::{enums::Kind, tables::L7_FLOW_LOG};

@@ -35,7 +35,8 @@ impl Sandbox {
         })
         .await?;
         let entries = verified["nodes"].as_array().into_iter().flatten();
-        let names = entries.filter_map(|node| node["store"]["compared"]["entries"].as_u64()).max().unwrap_or(0);
+        let names =
+            entries.filter_map(|node| node["store"]["compared"]["entries"].as_u64()).max().unwrap_or(0);
         ensure!(names > 0, "no names were compared: {verified}");
         for agent in agents {
             wait_for("I7: nodes to say alike where an agent belongs", PATIENCE, async || {
