@@ -9,6 +9,7 @@
 //! Leaves out: gossip itself (its result is drawn), sockets, and the engine.
 
 mod agent;
+mod calls;
 mod check;
 mod faults;
 mod names;
@@ -35,7 +36,7 @@ use faults::Fault;
 use names::Net;
 use node::{Place, Running};
 pub(crate) use random::Random;
-use store::{Call, Office, Request, Store, lock};
+use store::{Call, Office, Store, lock};
 use streams::Connection;
 use trace::Trace;
 
@@ -101,8 +102,6 @@ const AGENTS: usize = 4;
 /// Who is stopped: nodes by their places, agents from this on, the store.
 const STOPPED_AGENTS: usize = 1_000;
 const STOPPED_STORE: usize = usize::MAX;
-/// What the store's clock shows at first: it may be set back from there.
-const CLOCK_MS: u64 = 1_000_000_000;
 const ZONES: [&str; 3] = ["a", "b", "c"];
 
 #[derive(Debug)]
@@ -542,48 +541,6 @@ impl World {
                 }
             }
         }
-    }
-
-    /// A question to the store: whether it comes, and whether its answer does.
-    fn send(&mut self, mut call: Call) {
-        call.is_slow = matches!(call.request, Request::Rows { .. }) && self.random.percent(30);
-        let is_lost = !self.nodes[call.node].may_reach_store;
-        let is_down = self.store_is_down;
-        if is_lost || is_down {
-            let answer = if is_lost {
-                metaflow_actors::store::Error::Unknown("no answer came".to_owned())
-            } else {
-                metaflow_actors::store::Error::Transient { code: 0, message: "it is down".to_owned() }
-            };
-            self.soon(5, 400, Event::Answer(call, Err(answer)));
-            return;
-        }
-        let most = if self.store_is_slow { 2_500 } else { 12 };
-        self.soon(1, most.min(20), Event::Come(call));
-    }
-
-    fn come(&mut self, call: Call) {
-        if self.store_is_down {
-            let error = metaflow_actors::store::Error::Unknown("the connection was cut".to_owned());
-            self.soon(1, 50, Event::Answer(call, Err(error)));
-            return;
-        }
-        self.store.clock_ms = (CLOCK_MS + self.now).saturating_add_signed(self.store_clock_ms);
-        self.store.begin(&call);
-        let most = if self.store_is_slow { 2_500 } else { 15 };
-        if !self.is_healed && !self.is_quiet && self.random.percent(6) {
-            // The connection breaks; whether the query has been performed then is open.
-            let error = metaflow_actors::store::Error::Unknown("the answer was cut".to_owned());
-            self.soon(1, most, Event::Answer(call.clone(), Err(error)));
-        }
-        self.soon(1, most, Event::Perform(call));
-    }
-
-    fn perform(&mut self, call: &Call) {
-        self.store.clock_ms = (CLOCK_MS + self.now).saturating_add_signed(self.store_clock_ms);
-        let answer = self.store.perform(call);
-        self.step("store performs", [call.node as u64, u64::from(answer.is_ok()), 0]);
-        self.soon(1, 8, Event::Answer(call.clone(), answer));
     }
 
     fn produce(&mut self, agent: usize) {
