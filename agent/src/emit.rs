@@ -172,9 +172,10 @@ impl Emitter {
             self.session(&place, &facts, &session, Origin::Packets, now);
         }
         for call in output.calls.drain(..) {
-            let Call { facts, point, client_pid, server_pid, threads, traces, source, session } = call;
+            let Call { facts, point, client_pid, server_pid, threads, coroutines, traces, source, session } =
+                call;
             let place = Place::of_process(&facts, point, [client_pid, server_pid], basis);
-            let origin = Origin::Process { threads, traces, source };
+            let origin = Origin::Process { threads, coroutines, traces, source };
             if place.is_own(basis) {
                 self.counters.own += 1;
                 continue;

@@ -40,11 +40,13 @@ impl SocketEnds {
     }
 }
 
-/// A process and one of its threads.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// A process, one of its threads, and the coroutine that runs there.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Task {
     pub pid: u32,
     pub thread: u32,
+    /// Its number within the process; 0 where there are none.
+    pub coroutine: u64,
 }
 
 /// Bytes that a process handed over or got.
@@ -92,6 +94,30 @@ pub enum Event<'a> {
         time: u64,
         socket: u64,
     },
+    /// A call that sends plain text began; its end is told as [`Event::Plain`].
+    Sending {
+        time: u64,
+        task: Task,
+        session: u64,
+    },
+    /// The task's coroutine began another one.
+    Spawn {
+        task: Task,
+        child: u64,
+    },
+    /// The task left the work that it is at in a place, for another coroutine of its process; of a stream of HTTP/2, whose frame of headers
+    /// it has just read, or 0.
+    HandOver {
+        task: Task,
+        place: u64,
+        stream: u32,
+    },
+    /// The task took the work from there; for a stream that it now writes to, or 0.
+    TakeOver {
+        task: Task,
+        place: u64,
+        stream: u32,
+    },
     ThreadExit {
         task: Task,
     },
@@ -114,9 +140,11 @@ pub fn read(record: &[u8]) -> Result<Event<'_>, Unusable> {
     let (bytes, rest) = record.split_first_chunk::<{ size_of::<Header>() }>().ok_or(Unusable::Short)?;
     // SAFETY: there are as many bytes as a header has, and each pattern of bits is a header: all its fields are numbers.
     let header = unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast::<Header>()) };
-    let Header { time_ns: time, entered_ns: entered, socket, length, captured, pid, thread, tcp_seq, .. } =
-        header;
-    let task = Task { pid, thread };
+    let Header {
+        time_ns: time, entered_ns: entered, socket, length, captured, pid, thread, coroutine, ..
+    } = header;
+    let tcp_seq = header.tcp_seq;
+    let task = Task { pid, thread, coroutine };
     let data = |way| {
         let payload = rest.get(..captured as usize).ok_or(Unusable::Short)?;
         Ok(Data { way, task, length, payload: &payload[..payload.len().min(length as usize)] })
@@ -134,6 +162,10 @@ pub fn read(record: &[u8]) -> Result<Event<'_>, Unusable> {
         }
         kind::CONNECTING => Ok(Event::Connecting { time, socket, task }),
         kind::CLOSED => Ok(Event::Closed { time, socket }),
+        kind::TLS_SENDING => Ok(Event::Sending { time, task, session: socket }),
+        kind::SPAWN => Ok(Event::Spawn { task, child: socket }),
+        kind::HAND_OVER => Ok(Event::HandOver { task, place: socket, stream: length }),
+        kind::TAKE_OVER => Ok(Event::TakeOver { task, place: socket, stream: length }),
         kind::THREAD_EXIT => Ok(Event::ThreadExit { task }),
         kind::EXEC => Ok(Event::Exec { task }),
         _ => Err(Unusable::Kind),
@@ -177,6 +209,7 @@ mod tests {
             time_ns: 5,
             entered_ns: 3,
             socket: 77,
+            coroutine: 6,
             length: 10,
             captured: 4,
             pid: 1,
@@ -211,7 +244,7 @@ mod tests {
             (ends.local.to_string(), ends.remote.to_string()),
             ("127.0.0.1:80".into(), "10.0.0.9:5000".into())
         );
-        let task = Task { pid: 1, thread: 2 };
+        let task = Task { pid: 1, thread: 2, coroutine: 6 };
         assert_eq!(data, Data { way: Way::Out, task, length: 10, payload: b"abcd" });
     }
 

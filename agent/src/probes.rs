@@ -4,15 +4,18 @@
 //! descriptors of this process: when it ends, however it ends, the kernel takes the programs away.
 //! Leaves out: what records mean (`events`, `sockets`).
 
+mod binary;
 mod constants;
 mod costs;
 pub mod host;
 mod libraries;
 mod plain;
+mod reader;
 mod rivals;
 mod types;
 
 use std::borrow::Cow;
+use std::path::Path;
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -206,16 +209,15 @@ impl Probes {
         }
         let Some(mut probes) = found else { return (None, report) };
         probes.attach_threads(&btf.library, &mut report);
-        if settings.tls {
-            match PlainProbes::load(&mut probes.ebpf) {
-                Ok(plain) => {
-                    probes.plain = Some(plain);
-                    report.push(Capability { name: TLS, problem: None, lost: TLS_LOST });
-                }
-                Err(problem) => {
-                    report.push(Capability { name: TLS, problem: Some(problem), lost: TLS_LOST });
-                }
+        let problems = match PlainProbes::load(&mut probes.ebpf, settings.tls) {
+            Ok((plain, go)) => {
+                probes.plain = Some(plain);
+                [None, go.err()]
             }
+            Err(problem) => [Some(problem.clone()), Some(problem)],
+        };
+        for ((name, lost), problem) in [(TLS, TLS_LOST), (GO, GO_LOST)].into_iter().zip(problems) {
+            report.push(Capability { name, problem, lost });
         }
         (Some(probes), report)
     }
@@ -225,6 +227,7 @@ impl Probes {
         let constants = Types::parse(&btf.bytes)
             .and_then(|types| constants::constants(&types, settings, std::process::id(), by_address))
             .map_err(|error| error.to_string())?;
+        let go_registers = constants::go_registers(plain::has_cookies());
         let (excluded, included) =
             (constants::port_set(&settings.excluded_ports), constants::port_set(&settings.only_ports));
         let mut ebpf = EbpfLoader::new()
@@ -232,6 +235,7 @@ impl Probes {
             .override_global("CONSTANTS", &constants[..], true)
             .override_global("EXCLUDED_PORTS", &excluded[..], true)
             .override_global("INCLUDED_PORTS", &included[..], true)
+            .override_global("GO_REGISTERS", &go_registers[..], true)
             .map_max_entries("EVENTS", settings.ring_bytes)
             .load(OBJECT)
             .map_err(|error| explain(&error))?;
@@ -316,14 +320,19 @@ impl Probes {
         }
     }
 
-    /// A slice of the search for TLS libraries; `now_ms` is a clock that never goes back.
+    /// A slice of the search for programs and libraries; `now_ms` is a clock that never goes back.
     pub fn search_libraries(&mut self, now_ms: u64) {
         if let Some(plain) = &mut self.plain {
             plain.search(&mut self.ebpf, now_ms);
         }
     }
 
-    /// Whether the TLS libraries of a process are probed.
+    /// Files that are probed, programs and libraries with TLS or Go in them, and the number of probes in each.
+    pub fn probed_files(&self) -> impl Iterator<Item = (&Path, usize)> {
+        self.plain.iter().flat_map(PlainProbes::probed)
+    }
+
+    /// Whether a file of a process is probed.
     pub fn looks_into(&self, pid: u32) -> bool {
         self.plain.as_ref().is_some_and(|plain| plain.looks_into(pid))
     }
@@ -357,6 +366,9 @@ impl Probes {
 const ALL_LOST: &str = "requests are seen in packets alone: no TLS, no threads, no links from a request to the requests it causes";
 const TLS: &str = "TLS libraries (uprobes)";
 const TLS_LOST: &str = "requests inside TLS stay unseen";
+const GO: &str = "goroutines and TLS of Go (uprobes)";
+const GO_LOST: &str =
+    "what a Go program asks while it works for a request is not linked to it; its TLS stays unseen";
 
 struct KernelTypes {
     bytes: Vec<u8>,

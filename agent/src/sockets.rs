@@ -10,16 +10,19 @@
 //!
 //! It is kept here, and not in the kernel: the events of a thread come in order, and here it is known when a
 //! response is complete, which is what keeps requests apart that follow one another on a thread.
+//! Where coroutines are seen (Go), they count instead of threads; one that is begun works for what the one that began it works for.
 //!
 //! TLS: a library hands over plain text and the address of its session. The socket is the one that the same thread used while it was in the
 //! library; where it used none (the data was there before), the one that the session had last.
 //!
 //! Leaves out: how events come (`probes`, `events`), counting each request once (`emit`).
 
+mod coroutines;
 mod datagrams;
 mod frames;
 mod judging;
 mod loops;
+mod plain;
 mod socket;
 mod stream;
 #[cfg(test)]
@@ -35,6 +38,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::datagrams::Datagrams;
 use self::loops::Loop;
+use self::plain::Plain;
 use self::socket::{Part, Socket};
 use self::stream::Origin;
 use self::threads::{Threads, Touch};
@@ -53,8 +57,6 @@ const IDLE_UDP_NS: u64 = 30_000_000_000;
 const UDP_PART: usize = 4;
 /// How often requests that wait too long, and silent sockets, are looked for.
 const LOOK_EVERY_NS: u64 = 1_000_000_000;
-/// TLS sessions that are remembered.
-const SESSIONS_MAX: usize = 65_536;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -78,6 +80,8 @@ pub struct Call {
     pub server_pid: u32,
     /// Of request and response.
     pub threads: [u32; 2],
+    /// 0 where there are none; else no other coroutine of the host has the number.
+    pub coroutines: [u64; 2],
     pub traces: [u64; 2],
     pub source: SyscallTraceSource,
     pub session: SessionBox,
@@ -140,7 +144,7 @@ pub struct Sockets {
     /// What connections are begun for.
     connecting: FxHashMap<u64, u64>,
     datagrams: Datagrams,
-    tls_sessions: FxHashMap<(u32, u64), u64>,
+    plain: Plain,
     servers: FxHashSet<u16>,
     closed: VecDeque<(u64, Key)>,
     /// Wall clock minus monotonic clock, microseconds.
@@ -165,7 +169,7 @@ impl Sockets {
             loops: FxHashMap::default(),
             connecting: FxHashMap::default(),
             datagrams: Datagrams::default(),
-            tls_sessions: FxHashMap::default(),
+            plain: Plain::default(),
             servers: FxHashSet::default(),
             closed: VecDeque::new(),
             clock_offset_us: 0,
@@ -198,7 +202,9 @@ impl Sockets {
             Event::Transfer { time, socket, ends, tcp_seq, data } => {
                 self.transfer(time, Key::new(socket, &ends), ends, tcp_seq, &data, out);
             }
-            Event::Plain { time, entered, session, data } => self.plain(time, entered, session, &data, out),
+            Event::Plain { time, entered, session, data } => {
+                self.plain_text(time, entered, session, &data, out)
+            }
             Event::Opened { time, socket, ends, is_client } => {
                 let key = Key::new(socket, &ends);
                 self.end(key, out);
@@ -211,7 +217,7 @@ impl Sockets {
                     self.servers.insert(ends.local.port());
                 }
             }
-            Event::Connecting { time, socket, task } => self.connecting(time, socket, task),
+            Event::Connecting { time: _, socket, task } => self.connecting(socket, task),
             Event::Closed { time, socket } => {
                 let key = Key { socket, partner: None };
                 self.connecting.remove(&socket);
@@ -222,8 +228,12 @@ impl Sockets {
                     self.threads.answered(asker, socket);
                 }
             }
+            Event::Sending { time, task, session } => self.sending(time, session, task),
+            Event::Spawn { task, child } => self.threads.spawn(task, child),
+            Event::HandOver { task, place, stream } => self.hand_over(task, place, stream),
+            Event::TakeOver { task, place, stream } => self.take_over(task, place, stream),
             Event::ThreadExit { task } => {
-                self.threads.remove(task.thread);
+                self.threads.remove(task);
                 if task.thread == task.pid {
                     self.loops.remove(&task.pid);
                 }
@@ -244,6 +254,7 @@ impl Sockets {
                 self.end(key, out);
             }
         }
+        self.tell_overdue(now_ns, out);
         if now_ns < self.looked_ns.saturating_add(LOOK_EVERY_NS) {
             return;
         }
@@ -303,7 +314,7 @@ impl Sockets {
         };
         let is_out = data.way == Way::Out;
         let touch = Touch { time, socket: key.socket, is_out, tcp_seq };
-        self.threads.at(data.task.thread, time).touch(touch);
+        self.threads.at(data.task).touch(touch);
         let known = self.sockets.get(&key).map(|known| known.ends == ends);
         if known == Some(false) {
             self.end(key, out);
@@ -332,36 +343,6 @@ impl Sockets {
         let is_gap = ends.transport == Transport::Tcp && socket.stream(data.way).is_gap(tcp_seq, data.length);
         self.counters.gaps += u64::from(is_gap);
         self.talk(key, now, tcp_seq, is_gap, data, out);
-    }
-
-    fn plain(&mut self, time: u64, entered: u64, session: u64, data: &Data<'_>, out: &mut Vec<Call>) {
-        let now = self.moment(time);
-        let thread = self.threads.at(data.task.thread, time);
-        let carrier = thread.carrier(entered, time, data.way);
-        let last = thread.last().copied();
-        let name = (data.task.pid, session);
-        let known = self.tls_sessions.get(&name).copied();
-        let socket = carrier.map(|touch| touch.socket).or(known).or_else(|| last.map(|touch| touch.socket));
-        let Some(key) = socket.map(|socket| Key { socket, partner: None }) else {
-            self.counters.unplaced += 1;
-            return;
-        };
-        let Some(socket) = self.sockets.get_mut(&key) else {
-            self.counters.unplaced += 1;
-            return;
-        };
-        if known != Some(key.socket) {
-            if self.tls_sessions.len() >= SESSIONS_MAX {
-                self.tls_sessions.clear();
-            }
-            self.tls_sessions.insert(name, key.socket);
-        }
-        if !socket.is_tls {
-            socket.begin_tls();
-            self.judge(key, Judgement::NoPayload);
-        }
-        let tcp_seq = carrier.or(last).map_or(0, |touch| touch.tcp_seq);
-        self.talk(key, now, tcp_seq, false, data, out);
     }
 
     /// Bytes of a conversation; of HTTP/2 each request that begins among them by itself.
@@ -406,7 +387,8 @@ impl Sockets {
     ) {
         let Data { way, task, length, payload } = *data;
         let Some(socket) = self.sockets.get_mut(&key) else { return };
-        let thread = self.threads.at(task.thread, now.monotonic_ns);
+        let thread = self.threads.at(task);
+        socket.has_coroutines |= task.coroutine != 0;
         let is_turn = socket.last_way.replace(way) != Some(way);
         let known = self.loops.get_mut(&task.pid);
         match (socket.is_client_now(), way) {
@@ -439,18 +421,19 @@ impl Sockets {
             }
         }
         socket.has_sent |= way == Way::Out;
-        let origin = Origin { thread: task.thread, trace: socket.trace, tcp_seq };
+        let origin = Origin { task, trace: socket.trace, tcp_seq };
         let part = Part { way, time_us: now.wall_us, payload, length, is_gap, is_turn };
         socket.feed(part, origin, &mut self.sessions);
         if is_turn {
-            self.turn(key, task, way, now.monotonic_ns);
+            self.turn(key, task, way);
         }
         let Some(socket) = self.sockets.get_mut(&key) else { return };
         let is_over = socket.conversation.as_ref().is_some_and(|conversation| conversation.is_over());
         let skip = socket.skip(way, tcp_seq.wrapping_add(length));
         let first = out.len();
+        let next = self.follow(key, way);
         self.hand_out(key, out);
-        self.after(task, now.monotonic_ns, way, &out[first..]);
+        self.after(task, way, next, &out[first..]);
         if is_over {
             self.give_up(key);
         } else if let Some(skip) = skip {
@@ -458,16 +441,17 @@ impl Sockets {
         }
     }
 
-    /// A finished request ends the work of its thread; a response makes its thread go on with what it was asked for.
-    fn after(&mut self, task: Task, now_ns: u64, way: Way, calls: &[Call]) {
+    /// A finished request ends the work of its thread, which goes on with the `next` one if that is there; a response makes its thread go on with
+    /// what it was asked for.
+    fn after(&mut self, task: Task, way: Way, next: u64, calls: &[Call]) {
         for call in calls.iter().filter(|call| call.session.l7_type == L7Type::Session) {
-            let thread = self.threads.at(task.thread, now_ns);
+            let thread = self.threads.at(task);
             if let Some(known) = self.loops.get_mut(&task.pid) {
                 known.after(call);
             }
             match (call.point, way) {
                 (ObservationPoint::ServerProcess, Way::Out) if thread.trace == call.traces[0] => {
-                    thread.trace = 0
+                    thread.trace = next;
                 }
                 (ObservationPoint::ClientProcess, Way::In) => thread.trace = call.traces[0],
                 _ => {}
@@ -475,7 +459,7 @@ impl Sockets {
         }
         let answered = calls.iter().filter(|call| call.point == ObservationPoint::ClientProcess);
         if way == Way::In && calls.len() > 1 {
-            self.threads.at(task.thread, now_ns).next = answered.map(|call| call.traces[0]).collect();
+            self.threads.at(task).next = answered.map(|call| call.traces[0]).collect();
         }
     }
 
@@ -494,7 +478,7 @@ impl Sockets {
             socket.served_until = socket.served_until.max(session.end_time);
         }
         let (pid, is_client) = (socket.pid, socket.is_client_now());
-        if overlap && !is_client {
+        if overlap && !is_client && !socket.has_coroutines {
             self.is_loop(pid, false);
         }
         let is_loop = self.loops.contains_key(&pid);

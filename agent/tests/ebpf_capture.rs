@@ -2,6 +2,8 @@
 //! names have `as_root` in them.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "ebpf_capture/go.rs"]
+mod go;
 #[path = "ebpf_capture/ladder.rs"]
 mod ladder;
 #[path = "ebpf_capture/programs.rs"]
@@ -149,7 +151,7 @@ fn what_a_thread_asks_is_linked_to_the_request_that_it_serves_as_root() {
 #[test]
 fn redis_is_seen_at_both_ends_as_root() {
     let mut watch = Watch::start(Settings::default());
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = watch::free_port();
     let folder = tempfile::tempdir().unwrap();
     let mut command = Command::new("redis-server");
     command.args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port", &port.to_string()]);

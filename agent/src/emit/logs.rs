@@ -127,15 +127,20 @@ impl Rows for RequestLog {
 pub(super) enum Origin {
     /// Packets say nothing about system calls: those columns stay empty.
     Packets,
-    /// Threads of request and response, the numbers that link them to what caused them, and what those rest on.
-    Process { threads: [u32; 2], traces: [u64; 2], source: SyscallTraceSource },
+    /// Threads and coroutines of request and response, the numbers that link them to what caused them, and what those rest on.
+    Process { threads: [u32; 2], coroutines: [u64; 2], traces: [u64; 2], source: SyscallTraceSource },
 }
 
+/// The columns of it: signal source, threads, coroutines, traces, what those rest on.
+type OriginColumns = (SignalSource, [u32; 2], [u64; 2], [u64; 2], SyscallTraceSource);
+
 impl Origin {
-    fn columns(self) -> (SignalSource, [u32; 2], [u64; 2], SyscallTraceSource) {
+    fn columns(self) -> OriginColumns {
         match self {
-            Self::Packets => (SignalSource::Packet, [0; 2], [0; 2], SyscallTraceSource::None),
-            Self::Process { threads, traces, source } => (SignalSource::Ebpf, threads, traces, source),
+            Self::Packets => (SignalSource::Packet, [0; 2], [0; 2], [0; 2], SyscallTraceSource::None),
+            Self::Process { threads, coroutines, traces, source } => {
+                (SignalSource::Ebpf, threads, coroutines, traces, source)
+            }
         }
     }
 }
@@ -149,7 +154,7 @@ pub(super) fn push_session(
     now: u64,
     truncated: &mut u64,
 ) {
-    let (signal_source, threads, traces, trace_source) = origin.columns();
+    let (signal_source, threads, routines, traces, trace_source) = origin.columns();
     builder.push_place(place, true, now);
     let Session {
         protocol,
@@ -216,7 +221,7 @@ pub(super) fn push_session(
         req_tcp_seq: *req_tcp_seq,
         resp_tcp_seq: *resp_tcp_seq,
         syscall_trace_id_request: traces[0], syscall_trace_id_response: traces[1],
-        syscall_thread_0: threads[0], syscall_thread_1: threads[1],
+        syscall_thread_0: threads[0], syscall_thread_1: threads[1], syscall_coroutine_0: routines[0], syscall_coroutine_1: routines[1],
         syscall_trace_source: trace_source as u32,
-    } nested { endpoints, syscall_coroutine_0, syscall_coroutine_1 });
+    } nested { endpoints });
 }

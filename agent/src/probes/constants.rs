@@ -1,6 +1,6 @@
 //! What the programs are told before they are loaded: offsets of this kernel, registers and numbers of this architecture, options.
 
-use bpf_abi::{LARGE, PORT_WORDS, constant};
+use bpf_abi::{LARGE, PORT_WORDS, constant, go_register};
 
 use super::Settings;
 use super::types::{Error, Types};
@@ -33,6 +33,14 @@ const ARCHITECTURE: Architecture = Architecture {
     function_result: 0,
     calls: [63, 64, 65, 66, 206, 207, 211, 212, 269, 243, 71],
 };
+
+/// What the programs are told about Go: RAX, RBX, RCX, RDI, RSI, R8; R14.
+#[cfg(target_arch = "x86_64")]
+const GO_REGISTERS: [u32; go_register::COOKIES] = [80, 40, 88, 112, 104, 72, 8];
+
+/// R0 to R5; R28.
+#[cfg(target_arch = "aarch64")]
+const GO_REGISTERS: [u32; go_register::COOKIES] = [0, 8, 16, 24, 32, 40, 224];
 
 /// The fields that the programs read at once, and where they expect them.
 const COMMON: [(&str, u32); 6] = [
@@ -98,6 +106,14 @@ pub(super) fn constants(
     all[constant::BY_ADDRESS] = by_address.into();
     all[constant::ONLY_PORTS] = (!settings.only_ports.is_empty()).into();
     Ok(all)
+}
+
+/// The array `GO_REGISTERS` of the programs. `cookies`: probes can carry a number.
+pub(super) fn go_registers(cookies: bool) -> [u32; go_register::COUNT] {
+    let mut all = [0; go_register::COUNT];
+    all[..GO_REGISTERS.len()].copy_from_slice(&GO_REGISTERS);
+    all[go_register::COOKIES] = cookies.into();
+    all
 }
 
 /// A set of ports as the programs have it.

@@ -1,76 +1,107 @@
-//! Probes on TLS libraries: found bit by bit, attached by file, detached when no process has the file mapped any more.
+//! Probes in programs and libraries: files are found bit by bit, probed once each, and let go of when no process has them mapped any more.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::programs::uprobe::{UProbeLinkId, UProbeScope};
+use aya::maps::{HashMap as KernelMap, MapData};
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLinkId, UProbeScope};
 use aya::programs::{ProgramError, UProbe};
 
-use super::libraries::{self, FileKey, Library};
+use super::binary::{self, Findings};
+use super::libraries::{self, FileKey, Mapped};
+use super::reader::{Examined, Reader};
 use super::{explain, find};
-
-/// Functions of a library: at its entry and at its return stand these programs. The first two must be there.
-const FUNCTIONS: [(&str, &str); 4] = [
-    ("SSL_read", "tls_read"),
-    ("SSL_write", "tls_write"),
-    ("SSL_read_ex", "tls_read_ex"),
-    ("SSL_write_ex", "tls_write_ex"),
-];
-const ENTRY: &str = "tls_enter";
 
 /// Processes whose mappings are read in one slice: a millisecond at most.
 const SLICE: usize = 8;
+/// Files that are probed in one slice: some twenty probes each, 0.1 ms a probe.
+const PROBED_SLICE: usize = 2;
 /// How often the list of processes is read.
 const LIST_EVERY_MS: u64 = 500;
 /// A young process loads its libraries bit by bit: it is looked at again at these ages.
-const YOUNG_AGES_MS: [u64; 5] = [30, 100, 300, 1_000, 3_000];
+const YOUNG_AGES_MS: [u64; 6] = [30, 100, 200, 400, 1_000, 3_000];
 /// After that it is looked at so often; it may load a library late.
 const OLD_EVERY_MS: u64 = 10_000;
-/// Files that are probed at one time.
-const FILES_MAX: usize = 256;
+/// Files that are known at one time; most of them are of no interest.
+const FILES_MAX: usize = 16_384;
+/// Descriptors that this process may have, if the host allows it: each probe is one.
+const DESCRIPTORS: u64 = 65_536;
 
 /// A process of the search.
 struct Process {
     /// When it was first seen to run its program.
     began_ms: u64,
-    looks: usize,
     files: Vec<FileKey>,
+    /// The programs know that it runs Go.
+    is_go: bool,
 }
 
-/// A file with probes.
-struct Probed {
-    links: Vec<(&'static str, UProbeLinkId)>,
-    /// None: the file could not be probed; it is not tried again.
-    is_good: bool,
+/// A file that some process runs.
+enum State {
+    /// It is being looked into.
+    Waiting,
+    /// There is nothing in it, or it cannot be probed.
+    Nothing,
+    Probed {
+        name: PathBuf,
+        links: Vec<(&'static str, UProbeLinkId)>,
+        findings: Findings,
+    },
 }
 
 /// The search and what it found.
 pub(super) struct PlainProbes {
+    reader: Reader,
+    go_processes: KernelMap<MapData, u32, u64>,
+    /// Programs that could not be loaded are not attached.
+    has_go: bool,
     processes: HashMap<u32, Process>,
     /// When to look at which process.
     due: BTreeMap<(u64, u32), ()>,
     listed_ms: Option<u64>,
-    files: HashMap<FileKey, Probed>,
+    files: HashMap<FileKey, State>,
+    is_full: bool,
 }
 
 impl PlainProbes {
-    /// Loads the programs; whether the kernel attaches them is tried on this process's own C library.
-    pub(super) fn load(ebpf: &mut Ebpf) -> Result<Self, String> {
-        for name in [ENTRY].into_iter().chain(FUNCTIONS.map(|(_, program)| program)) {
-            let program: &mut UProbe = find(ebpf, name)?;
-            program.load().map_err(|error| explain(&error))?;
-        }
+    /// Loads the programs; whether the kernel attaches them is tried on this process's own program. The second result says how it went with Go.
+    pub(super) fn load(ebpf: &mut Ebpf, tls: bool) -> Result<(Self, Result<(), String>), String> {
+        load(ebpf, binary::programs())?;
         try_attach(ebpf)?;
-        Ok(Self { processes: HashMap::new(), due: BTreeMap::new(), listed_ms: None, files: HashMap::new() })
+        let go = load(ebpf, binary::GO_PROGRAMS.into_iter());
+        let map = ebpf.take_map("GO_PROCESSES").ok_or("the object has no map GO_PROCESSES")?;
+        allow_descriptors();
+        let search = Self {
+            reader: Reader::start(tls).map_err(|error| explain(&error))?,
+            go_processes: KernelMap::try_from(map).map_err(|error| explain(&error))?,
+            has_go: go.is_ok(),
+            processes: HashMap::new(),
+            due: BTreeMap::new(),
+            listed_ms: None,
+            files: HashMap::new(),
+            is_full: false,
+        };
+        Ok((search, go))
     }
 
     pub(super) fn looks_into(&self, pid: u32) -> bool {
         let files = self.processes.get(&pid).map_or(&[][..], |process| &process.files);
-        files.iter().any(|key| self.files.get(key).is_some_and(|file| file.is_good))
+        files.iter().any(|key| matches!(self.files.get(key), Some(State::Probed { .. })))
+    }
+
+    /// Files that are probed, and the number of probes in each.
+    pub(super) fn probed(&self) -> impl Iterator<Item = (&Path, usize)> {
+        self.files.values().filter_map(|state| match state {
+            State::Probed { name, links, .. } => Some((name.as_path(), links.len())),
+            State::Waiting | State::Nothing => None,
+        })
     }
 
     pub(super) fn began(&mut self, pid: u32, now_ms: u64) {
-        self.forget(pid);
+        // What the programs knew of it is gone already, and may be there anew.
+        self.processes.remove(&pid);
+        self.due.retain(|(_, other), ()| *other != pid);
         self.expect(pid, now_ms);
     }
 
@@ -83,13 +114,19 @@ impl PlainProbes {
         }
         for _ in 0..SLICE {
             let Some(((due, pid), ())) = self.due.first_key_value().map(|(key, value)| (*key, *value)) else {
-                return;
+                break;
             };
             if due > now_ms {
-                return;
+                break;
             }
             self.due.remove(&(due, pid));
-            self.look(ebpf, pid, now_ms);
+            self.look(pid, now_ms);
+        }
+        let mut probed = 0;
+        while probed < PROBED_SLICE
+            && let Some(examined) = self.reader.next()
+        {
+            probed += usize::from(self.probe(ebpf, examined));
         }
     }
 
@@ -114,101 +151,202 @@ impl PlainProbes {
     }
 
     fn expect(&mut self, pid: u32, began_ms: u64) {
-        self.processes.insert(pid, Process { began_ms, looks: 0, files: Vec::new() });
+        self.processes.insert(pid, Process { began_ms, files: Vec::new(), is_go: false });
         self.due.insert((began_ms, pid), ());
     }
 
     fn forget(&mut self, pid: u32) {
-        self.processes.remove(&pid);
+        if self.processes.remove(&pid).is_some_and(|process| process.is_go) {
+            // The programs took it out themselves, where they see ends of processes.
+            self.go_processes.remove(&pid).ok();
+        }
         self.due.retain(|(_, other), ()| *other != pid);
     }
 
-    fn look(&mut self, ebpf: &mut Ebpf, pid: u32, now_ms: u64) {
+    fn look(&mut self, pid: u32, now_ms: u64) {
         let found = libraries::of_process(pid);
         let Some(process) = self.processes.get_mut(&pid) else { return };
-        process.files = found.iter().map(|library| library.key.clone()).collect();
+        process.files = found.iter().map(|mapped| mapped.key.clone()).collect();
         let age = now_ms.saturating_sub(process.began_ms);
-        let next = YOUNG_AGES_MS.iter().find(|young| **young > age);
-        process.looks += 1;
         // Kernel threads and programs that are settled are spread over the interval by their number.
-        let due = match next {
+        let due = match YOUNG_AGES_MS.iter().find(|young| **young > age) {
             Some(young) => process.began_ms + young,
             None => now_ms + OLD_EVERY_MS + u64::from(pid % 1_000),
         };
         self.due.insert((due, pid), ());
-        for library in found {
-            self.probe(ebpf, library, pid);
+        for mapped in found {
+            self.examine(mapped, pid);
         }
+        self.tell_go(pid);
     }
 
-    fn probe(&mut self, ebpf: &mut Ebpf, library: Library, pid: u32) {
-        if self.files.contains_key(&library.key) {
+    fn examine(&mut self, mapped: Mapped, pid: u32) {
+        if self.files.contains_key(&mapped.key) {
             return;
         }
         if self.files.len() >= FILES_MAX {
-            tracing::warn!(files = FILES_MAX, path = %library.path.display(), "too many TLS libraries: one is not looked at");
+            if !std::mem::replace(&mut self.is_full, true) {
+                tracing::warn!(files = FILES_MAX, "processes run more files than are looked into");
+            }
             return;
         }
-        let mut links = Vec::new();
-        let result = attach(ebpf, &library, &mut links);
-        match &result {
-            Ok(()) => tracing::info!(path = %library.path.display(), pid, "TLS library is looked at"),
-            Err(problem) => {
-                detach(ebpf, &mut links);
-                tracing::debug!(path = %library.path.display(), pid, problem, "TLS library cannot be looked at");
-            }
+        let paths = mapped.paths(pid);
+        if self.reader.examine(mapped.key.clone(), paths) {
+            self.files.insert(mapped.key, State::Waiting);
         }
-        // A process that ended meanwhile took the path along; the file may be found again through another one.
-        if result.is_ok() || library.path.exists() {
-            self.files.insert(library.key, Probed { links, is_good: result.is_ok() });
+    }
+
+    /// True when the file was of interest.
+    fn probe(&mut self, ebpf: &mut Ebpf, Examined { key, result }: Examined) -> bool {
+        let (path, findings) = match result {
+            Ok((path, findings)) if !findings.points.is_empty() => (path, findings),
+            // A process that ended meanwhile took the path along; the file may be found again through another one.
+            Err(binary::Error::Io(_)) => {
+                self.files.remove(&key);
+                return false;
+            }
+            Ok(_) => {
+                self.files.insert(key, State::Nothing);
+                return false;
+            }
+            Err(problem) => {
+                tracing::debug!(%problem, ?key, "a file cannot be looked into");
+                self.files.insert(key, State::Nothing);
+                return false;
+            }
+        };
+        let name = std::fs::read_link(&path).unwrap_or_else(|_| path.clone());
+        let Findings { has_tls, ref go, .. } = findings;
+        let mut links = Vec::new();
+        let state = match attach(ebpf, &path, &findings, self.has_go, &mut links) {
+            Ok(()) => {
+                tracing::info!(path = %name.display(), tls = has_tls, go = go.is_some(), "file is probed");
+                State::Probed { name, links, findings }
+            }
+            Err(problem) => {
+                tracing::debug!(path = %name.display(), problem, "file cannot be probed");
+                self.detach(ebpf, links);
+                if !path.exists() {
+                    self.files.remove(&key);
+                    return true;
+                }
+                State::Nothing
+            }
+        };
+        let having: Vec<u32> = self
+            .processes
+            .iter()
+            .filter(|(_, process)| process.files.contains(&key))
+            .map(|(pid, _)| *pid)
+            .collect();
+        self.files.insert(key, state);
+        for pid in having {
+            self.tell_go(pid);
+        }
+        true
+    }
+
+    /// Tells the programs where a process's goroutines are, if it runs Go.
+    fn tell_go(&mut self, pid: u32) {
+        let Self { processes, files, go_processes, has_go: true, .. } = self else { return };
+        let Some(process) = processes.get_mut(&pid).filter(|process| !process.is_go) else { return };
+        let offsets = process.files.iter().find_map(|key| match files.get(key) {
+            Some(State::Probed { findings, .. }) => findings.go,
+            _ => None,
+        });
+        let Some(offsets) = offsets else { return };
+        match go_processes.insert(pid, offsets, 0) {
+            Ok(()) => process.is_go = true,
+            Err(error) => tracing::debug!(%error, pid, "goroutines of a process are not seen"),
         }
     }
 
     /// Detaches from files that no process has mapped.
     fn let_go(&mut self, ebpf: &mut Ebpf) {
         let used: HashSet<&FileKey> = self.processes.values().flat_map(|process| &process.files).collect();
-        let unused: Vec<FileKey> = self.files.keys().filter(|key| !used.contains(key)).cloned().collect();
+        let unused: Vec<FileKey> = self
+            .files
+            .iter()
+            .filter(|(key, state)| !used.contains(key) && !matches!(state, State::Waiting))
+            .map(|(key, _)| key.clone())
+            .collect();
         for key in unused {
-            if let Some(mut file) = self.files.remove(&key) {
-                detach(ebpf, &mut file.links);
+            if let Some(State::Probed { links, .. }) = self.files.remove(&key) {
+                self.detach(ebpf, links);
             }
+        }
+        self.is_full = false;
+    }
+
+    fn detach(&self, ebpf: &mut Ebpf, links: Vec<(&'static str, UProbeLinkId)>) {
+        let mut taken = Vec::new();
+        for (name, link) in links {
+            match find::<UProbe>(ebpf, name).map(|program| program.take_link(link)) {
+                Ok(Ok(link)) => taken.push(link),
+                Ok(Err(error)) => tracing::debug!(%error, "a probe could not be detached"),
+                Err(error) => tracing::debug!(error, "a probe could not be detached"),
+            }
+        }
+        if !taken.is_empty() {
+            self.reader.let_go(taken);
         }
     }
 }
 
-fn attach(
-    ebpf: &mut Ebpf,
-    library: &Library,
-    links: &mut Vec<(&'static str, UProbeLinkId)>,
-) -> Result<(), String> {
-    for (index, (function, at_return)) in FUNCTIONS.into_iter().enumerate() {
-        for program_name in [ENTRY, at_return] {
-            let program: &mut UProbe = find(ebpf, program_name)?;
-            match program.attach(function, &library.path, UProbeScope::AllProcesses) {
-                Ok(link) => links.push((program_name, link)),
-                // Older libraries lack the second pair.
-                Err(_) if index >= 2 => {}
-                Err(error) => return Err(explain(&error)),
-            }
-        }
+fn load(ebpf: &mut Ebpf, names: impl Iterator<Item = &'static str>) -> Result<(), String> {
+    for name in names {
+        let program: &mut UProbe = find(ebpf, name)?;
+        program.load().map_err(|error| explain(&error))?;
     }
     Ok(())
 }
 
-fn detach(ebpf: &mut Ebpf, links: &mut Vec<(&'static str, UProbeLinkId)>) {
-    for (name, link) in links.drain(..) {
-        let result = find::<UProbe>(ebpf, name).map(|program| program.detach(link));
-        if let Ok(Err(error)) | Err(error) = result.map(|result| result.map_err(|error| explain(&error))) {
-            tracing::debug!(error, "a probe could not be detached");
+fn attach(
+    ebpf: &mut Ebpf,
+    path: &Path,
+    findings: &Findings,
+    has_go: bool,
+    links: &mut Vec<(&'static str, UProbeLinkId)>,
+) -> Result<(), String> {
+    for point in &findings.points {
+        if !has_go && binary::GO_PROGRAMS.contains(&point.program) {
+            continue;
         }
+        let program: &mut UProbe = find(ebpf, point.program)?;
+        let cookie = findings.go.filter(|_| has_cookies() && binary::GO_PROGRAMS.contains(&point.program));
+        let point_with =
+            UProbeAttachPoint { location: UProbeAttachLocation::AbsoluteOffset(point.offset), cookie };
+        let link =
+            program.attach(point_with, path, UProbeScope::AllProcesses).map_err(|error| explain(&error))?;
+        links.push((point.program, link));
     }
+    Ok(())
 }
 
-/// Attaches to a function of this process that nobody calls, and detaches.
+/// Whether this kernel's probes can carry a number (since 5.15).
+pub(super) fn has_cookies() -> bool {
+    let features = aya::features();
+    features.bpf_cookie() && features.bpf_perf_link()
+}
+
+/// Attaches to a place in this process's program that is never run, and detaches.
 fn try_attach(ebpf: &mut Ebpf) -> Result<(), String> {
-    let program: &mut UProbe = find(ebpf, ENTRY)?;
+    let program: &mut UProbe = find(ebpf, binary::ENTRY)?;
     let result: Result<(), ProgramError> = program
         .attach(0u64, "/proc/self/exe", UProbeScope::CallingProcess)
         .and_then(|link| program.detach(link));
     result.map_err(|error| explain(&error))
+}
+
+/// Raises the limit of this process as far as it may.
+fn allow_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.map_or(DESCRIPTORS, |maximum| maximum.min(DESCRIPTORS));
+    if current.is_some_and(|current| current < wanted)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum })
+    {
+        tracing::debug!(%error, "the limit of descriptors stays as it is");
+    }
 }

@@ -142,8 +142,12 @@ mod tests {
     }
 
     fn received(datagrams: &mut Datagrams, time: u64, payload: &[u8]) -> Option<SocketAddr> {
-        let data =
-            Data { way: Way::In, task: Task { pid: 1, thread: 1 }, length: payload.len() as u32, payload };
+        let data = Data {
+            way: Way::In,
+            task: Task { pid: 1, thread: 1, coroutine: 0 },
+            length: payload.len() as u32,
+            payload,
+        };
         datagrams.received(time, 7, &data)
     }
 

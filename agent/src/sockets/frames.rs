@@ -67,7 +67,7 @@ mod tests {
         let payload = &bytes[..bytes.len() - 4];
         let begins = requests(payload);
         assert_eq!(begins, [13, 38]);
-        let task = Task { pid: 1, thread: 1 };
+        let task = Task { pid: 1, thread: 1, coroutine: 0 };
         let data = Data { way: Way::Out, task, length: bytes.len() as u32, payload };
         let parts = parts(&data, &begins);
         let shown: Vec<_> = parts.iter().map(|part| (part.offset, part.begins, part.data.length)).collect();

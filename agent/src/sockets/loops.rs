@@ -98,8 +98,8 @@ impl Loop {
 
 impl Sockets {
     /// A connection is begun for what its thread works for.
-    pub(super) fn connecting(&mut self, time: u64, socket: u64, task: Task) {
-        let trace = self.threads.at(task.thread, time).trace;
+    pub(super) fn connecting(&mut self, socket: u64, task: Task) {
+        let trace = self.threads.at(task).trace;
         if trace == 0 {
             return;
         }
@@ -110,7 +110,11 @@ impl Sockets {
     }
 
     /// The other side of a conversation speaks: whether that shows that the process does not keep to one request a thread.
-    pub(super) fn turn(&mut self, key: Key, task: Task, way: Way, now_ns: u64) {
+    pub(super) fn turn(&mut self, key: Key, task: Task, way: Way) {
+        // Where coroutines are told apart, threads say nothing.
+        if task.coroutine != 0 {
+            return;
+        }
         let Some(socket) = self.sockets.get_mut(&key) else { return };
         if socket.protocol() == L7Protocol::Unknown || key.partner.is_some() {
             return;
@@ -118,7 +122,7 @@ impl Sockets {
         let is_client = socket.is_client_now();
         if is_client == (way == Way::Out) {
             socket.asker = task.thread;
-            let thread = self.threads.at(task.thread, now_ns);
+            let thread = self.threads.at(task);
             let asked = if is_client { 0 } else { std::mem::replace(&mut thread.asked, key.socket) };
             if asked != 0 && asked != key.socket {
                 self.is_loop(task.pid, false);

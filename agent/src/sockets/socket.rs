@@ -1,12 +1,17 @@
 //! One socket, or one partner of an unconnected one: its streams and what is said on them.
 
+use std::collections::VecDeque;
+
 use metaflow_schema::enums::{L7Protocol, L7Type, ObservationPoint, SyscallTraceSource};
 
 use super::stream::{Origin, Stream};
 use super::{Call, Judgement, Moment};
-use crate::events::{SocketEnds, Way};
+use crate::events::{SocketEnds, Task, Way};
 use crate::flow::{Ends, FlowFacts};
-use crate::session::{Conversation, Direction, Segment, SessionBox, Transport};
+use crate::session::{Conversation, Direction, Segment, Session, SessionBox, Transport};
+
+/// Streams of one connection that are remembered; servers commonly allow 100 to 250 at one time.
+const STREAMS_MAX: usize = 256;
 
 /// The kernel is told to leave so much of a body uncopied, or more: a word to it costs as much as copying a few parts.
 const SKIP_MIN: u64 = 64 << 10;
@@ -35,6 +40,8 @@ pub(super) struct Socket {
     pub(super) served_until: u64,
     pub(super) last_way: Option<Way>,
     pub(super) has_sent: bool,
+    /// Coroutines use it, which the programs tell apart.
+    pub(super) has_coroutines: bool,
     /// What goes through it is encrypted; the streams are those of the plain text.
     pub(super) is_tls: bool,
     /// The kernel was told something about it.
@@ -42,6 +49,8 @@ pub(super) struct Socket {
     /// Nothing more is to be learnt from it.
     pub(super) is_given_up: bool,
     pub(super) is_closed: bool,
+    /// Of streams of HTTP/2 whose work was seen to change hands: which requests they are, or are for.
+    streams: VecDeque<(u32, u64)>,
     /// Before these TCP sequence numbers the kernel copies no payload: of what is sent, of what is received.
     skips: [Option<u32>; 2],
     sent: Stream,
@@ -64,15 +73,33 @@ impl Socket {
             served_until: 0,
             last_way: None,
             has_sent: false,
+            has_coroutines: false,
             is_tls: false,
             is_judged: false,
             is_given_up: false,
             is_closed: false,
+            streams: VecDeque::new(),
             skips: [None; 2],
             sent: Stream::default(),
             received: Stream::default(),
             conversation: None,
         }
+    }
+
+    pub(super) fn set_stream(&mut self, stream: u32, trace: u64) {
+        if self.streams.len() >= STREAMS_MAX {
+            self.streams.pop_front();
+        }
+        self.streams.push_back((stream, trace));
+    }
+
+    /// Of a session on a connection that many share at one time, what its own stream tells.
+    fn trace_of_stream(&self, session: &Session) -> Option<u64> {
+        if !matches!(session.protocol, L7Protocol::Http2 | L7Protocol::Grpc) {
+            return None;
+        }
+        let mut known = self.streams.iter().rev();
+        known.find(|(stream, _)| u64::from(*stream) == session.request_id).map(|(_, trace)| *trace)
     }
 
     pub(super) fn is_client_now(&self) -> bool {
@@ -147,6 +174,21 @@ impl Socket {
         }
     }
 
+    /// A response is complete, and some of the next request is there already: it was sent at once, or its first bytes were seen before the end of the
+    /// call that sent the response. It goes on with that one, by a number that it has already or by `fresh`.
+    pub(super) fn follow(&mut self, session: &Session, fresh: u64) -> Option<u64> {
+        let is_whole = session.l7_type == L7Type::Session && session.protocol == L7Protocol::Http1;
+        if self.is_client_now() || !is_whole {
+            return None;
+        }
+        let length = u32::try_from(session.request_length).ok()?;
+        let before = self.received.origin(session.req_tcp_seq)?.trace;
+        let next = self.received.follow(session.req_tcp_seq.wrapping_add(length), before, fresh)?;
+        self.trace = next;
+        self.last_way = Some(Way::In);
+        Some(next)
+    }
+
     /// A session with where it was seen.
     pub(super) fn call(&self, mut session: SessionBox, peer_pid: u32, is_loop: bool) -> Call {
         let is_client = self.is_client_now();
@@ -186,10 +228,11 @@ impl Socket {
         };
         // On a connection that carries several requests at a time, the response came while it was at another one.
         let trace = if request.trace == 0 { response.trace } else { request.trace };
-        let traces = [trace; 2];
+        let traces = [self.trace_of_stream(&session).unwrap_or(trace); 2];
         let source = match (traces, is_loop) {
             ([0, 0], _) => SyscallTraceSource::None,
             (_, true) => SyscallTraceSource::EventLoop,
+            _ if request.task.coroutine != 0 => SyscallTraceSource::Coroutine,
             (_, false) => SyscallTraceSource::Thread,
         };
         Call {
@@ -197,12 +240,19 @@ impl Socket {
             point,
             client_pid,
             server_pid,
-            threads: [request.thread, response.thread],
+            threads: [request, response].map(|origin| origin.task.thread),
+            coroutines: [request, response].map(|origin| coroutine(origin.task)),
             traces,
             source,
             session,
         }
     }
+}
+
+/// A coroutine's number that no other one on the host has: numbers of processes have 22 bits.
+fn coroutine(Task { pid, thread: _, coroutine }: Task) -> u64 {
+    const BITS: u32 = 42;
+    if coroutine == 0 { 0 } else { u64::from(pid) << BITS | coroutine & ((1 << BITS) - 1) }
 }
 
 /// Bytes on their way to a conversation.

@@ -2,15 +2,17 @@
 
 use std::collections::VecDeque;
 
+use crate::events::Task;
+
 /// Calls that are remembered; calls of one thread that follow one another count as one.
-const MARKS_MAX: usize = 128;
+const MARKS_MAX: usize = 256;
 /// Bytes of one mark: far from where sequence numbers wrap round.
 const MARK_LENGTH_MAX: u32 = 1 << 30;
 
 /// Which call a byte came with.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Origin {
-    pub(super) thread: u32,
+    pub(super) task: Task,
     pub(super) trace: u64,
     pub(super) tcp_seq: u32,
 }
@@ -63,7 +65,7 @@ impl Stream {
             } else {
                 !is_turn
             };
-            if last.origin.thread == origin.thread
+            if last.origin.task == origin.task
                 && last.origin.trace == origin.trace
                 && last.counts == counts
                 && follows
@@ -79,6 +81,32 @@ impl Stream {
         }
         self.marks.push_back(Mark { start, length, origin, counts });
         start
+    }
+
+    /// What came from a byte on belongs to another request than what came before: says to which, which is `fresh` where that was not
+    /// told apart. None: nothing came yet.
+    pub(super) fn follow(&mut self, from: u32, before: u64, fresh: u64) -> Option<u64> {
+        let at = self.marks.iter().position(|mark| {
+            // Beginnings are compared as sequence numbers are.
+            let end = mark.start.wrapping_add(mark.length);
+            (end.wrapping_sub(from) as i32) > 0
+        })?;
+        let inside = from.wrapping_sub(self.marks[at].start);
+        let mut at = at;
+        if (1..self.marks[at].length).contains(&inside) {
+            let first = &mut self.marks[at];
+            let skipped = if first.counts { inside } else { 0 };
+            let origin = Origin { tcp_seq: first.origin.tcp_seq.wrapping_add(skipped), ..first.origin };
+            let rest = Mark { start: from, length: first.length - inside, origin, counts: first.counts };
+            first.length = inside;
+            at += 1;
+            self.marks.insert(at, rest);
+        }
+        let rest = self.marks.range_mut(at..);
+        for mark in rest.filter(|mark| mark.origin.trace == before) {
+            mark.origin.trace = fresh;
+        }
+        self.marks.back().map(|mark| mark.origin.trace)
     }
 
     /// The call that a byte came with.

@@ -18,6 +18,8 @@ struct Host {
     now: u64,
     calls: Vec<Call>,
     seqs: FxHashMap<(u64, Way), u32>,
+    /// Of all events of threads.
+    coroutine: u64,
 }
 
 fn ends(local: &str, remote: &str) -> SocketEnds {
@@ -29,7 +31,7 @@ impl Host {
         let config = Config { sockets_max: 100, session: Arc::default(), tls: true, trace_base: BASE };
         let mut sockets = Sockets::new(config);
         sockets.set_clock(1_000_000);
-        Self { sockets, now: 5_000_000, calls: Vec::new(), seqs: FxHashMap::default() }
+        Self { sockets, now: 5_000_000, calls: Vec::new(), seqs: FxHashMap::default(), coroutine: 0 }
     }
 
     fn event(&mut self, event: Event<'_>) {
@@ -54,13 +56,13 @@ impl Host {
         let tcp_seq = *seq;
         *seq += payload.len() as u32;
         let (time, ends) = (self.now, Self::ends(socket));
-        let task = Task { pid: thread / 10, thread };
+        let task = Task { pid: thread / 10, thread, coroutine: self.coroutine };
         let data = Data { way, task, length: payload.len() as u32, payload };
         self.event(Event::Transfer { time, socket, ends, tcp_seq, data });
     }
 
     fn plain(&mut self, session: u64, thread: u32, way: Way, entered: u64, payload: &[u8]) {
-        let task = Task { pid: thread / 10, thread };
+        let task = Task { pid: thread / 10, thread, coroutine: self.coroutine };
         let data = Data { way, task, length: payload.len() as u32, payload };
         let time = self.now;
         self.event(Event::Plain { time, entered, session, data });
@@ -105,7 +107,7 @@ fn both_processes_see_a_request_with_the_same_numbers() {
 fn the_last_bytes_of_a_connection_that_was_reset_belong_to_it() {
     let mut host = Host::new();
     let reset = |socket: u64| SocketEnds { local: "127.0.0.1:0".parse().unwrap(), ..Host::ends(socket) };
-    let task = Task { pid: 2, thread: 20 };
+    let task = Task { pid: 2, thread: 20, coroutine: 0 };
     let data = Data { way: Way::Out, task, length: OK.len() as u32, payload: OK };
     host.open(101);
     host.transfer(101, 20, Way::In, GET);
@@ -142,6 +144,71 @@ fn what_a_thread_asks_while_it_works_for_a_request_is_linked_to_it() {
 }
 
 #[test]
+fn requests_that_come_before_the_response_is_seen_have_numbers_of_their_own() {
+    let check = |first: &[&[u8]], thread: u32, rest: &[u8]| {
+        let mut host = Host::new();
+        for socket in [101, 2] {
+            host.open(socket);
+        }
+        for part in first {
+            host.transfer(101, thread, Way::In, part);
+        }
+        // The end of the call that sent the response may be seen after the first bytes of the next request.
+        host.transfer(101, 20, Way::Out, OK);
+        if !rest.is_empty() {
+            host.transfer(101, 20, Way::In, rest);
+        }
+        host.transfer(2, 20, Way::Out, GET);
+        host.transfer(2, 20, Way::In, OK);
+        host.transfer(101, 20, Way::Out, OK);
+        let traces: Vec<_> = (0..3).map(|_| host.call().traces[0].saturating_sub(BASE)).collect();
+        assert_eq!(traces, [1, 2, 2], "{first:?}");
+    };
+    // Sent at once, and one byte that another thread waited for.
+    check(&[&[GET, GET].concat()], 20, b"");
+    check(&[GET, &GET[..1]], 21, &GET[1..]);
+    check(&[&[GET, &GET[..9]].concat()], 20, &GET[9..]);
+}
+
+#[test]
+fn coroutines_work_for_what_they_were_begun_or_handed_for() {
+    let mut host = Host::new();
+    for socket in [101, 102, 3, 4] {
+        host.open(socket);
+    }
+    // One thread; a request each in the coroutines 1 and 2. Each begins another one, which asks.
+    let task = |coroutine| Task { pid: 2, thread: 20, coroutine };
+    host.coroutine = 1;
+    host.transfer(101, 20, Way::In, GET);
+    host.event(Event::Spawn { task: task(1), child: 11 });
+    host.coroutine = 2;
+    host.transfer(102, 20, Way::In, GET);
+    host.event(Event::Spawn { task: task(2), child: 12 });
+    for (coroutine, socket) in [(11, 3), (12, 4), (11, 3)] {
+        host.coroutine = coroutine;
+        host.transfer(socket, 20, Way::Out, GET);
+        host.transfer(socket, 20, Way::In, OK);
+        let call = host.call();
+        assert_eq!(call.traces, [BASE + coroutine - 10; 2]);
+        assert_eq!(call.coroutines, [2 << 42 | coroutine; 2]);
+    }
+    // A coroutine that writes for all of them takes what they leave for it, and nothing where they left nothing.
+    for (from, place, expected) in
+        [(Some(11), 0xa, 1), (Some(12), 0xa, 2), (Some(13), 0xa, 0), (None, 0xb, 0)]
+    {
+        if let Some(from) = from {
+            host.event(Event::HandOver { task: task(from), place, stream: 0 });
+        }
+        host.event(Event::TakeOver { task: task(9), place, stream: 0 });
+        host.coroutine = 9;
+        host.transfer(3, 20, Way::Out, GET);
+        host.coroutine = 8;
+        host.transfer(3, 20, Way::In, OK);
+        assert_eq!(host.call().traces[0].saturating_sub(BASE), expected);
+    }
+}
+
+#[test]
 fn an_event_loop_goes_on_with_the_request_whose_answer_it_reads() {
     let mut host = Host::new();
     for socket in [101, 102, 3, 4] {
@@ -163,7 +230,7 @@ fn an_event_loop_goes_on_with_the_request_whose_answer_it_reads() {
     // It took the second request on before it had answered the first.
     assert!(calls.iter().all(|call| call.source == SyscallTraceSource::EventLoop));
     // Another program runs in the process: nothing is known of it.
-    host.event(Event::Exec { task: Task { pid: 2, thread: 20 } });
+    host.event(Event::Exec { task: Task { pid: 2, thread: 20, coroutine: 0 } });
     host.transfer(101, 20, Way::In, GET);
     host.transfer(101, 20, Way::Out, OK);
     assert_eq!(host.call().source, SyscallTraceSource::Thread);
@@ -177,7 +244,7 @@ fn an_event_loop_writes_to_a_connection_what_it_was_begun_for() {
     }
     for (socket, upstream) in [(101, 3), (102, 4)] {
         host.transfer(socket, 20, Way::In, GET);
-        let (time, task) = (host.now, Task { pid: 2, thread: 20 });
+        let (time, task) = (host.now, Task { pid: 2, thread: 20, coroutine: 0 });
         host.event(Event::Connecting { time, socket: upstream, task });
     }
     // The connections stand later, in any order.
@@ -254,7 +321,7 @@ fn a_thread_with_one_request_at_a_time_is_no_event_loop() {
     }
     // One connection after the other, one of them without an answer; and a connection that another request began.
     host.transfer(101, 20, Way::In, GET);
-    let (time, task) = (host.now, Task { pid: 2, thread: 20 });
+    let (time, task) = (host.now, Task { pid: 2, thread: 20, coroutine: 0 });
     host.event(Event::Connecting { time, socket: 4, task });
     host.transfer(101, 20, Way::Out, OK);
     host.transfer(102, 20, Way::In, GET);
@@ -289,7 +356,7 @@ fn a_connection_from_before_the_agent_turns_out_right() {
     // Neither port tells the server; the first thing seen is the response of an earlier request.
     let ends = ends("127.0.0.1:40001", "127.0.0.1:50001");
     let mut transfer = |way, tcp_seq, payload: &[u8]| {
-        let task = Task { pid: 1, thread: 10 };
+        let task = Task { pid: 1, thread: 10, coroutine: 0 };
         let data = Data { way, task, length: payload.len() as u32, payload };
         host.event(Event::Transfer { time: 9_000_000, socket: 1, ends, tcp_seq, data });
     };
@@ -332,7 +399,90 @@ fn plain_text_belongs_to_the_socket_that_the_library_used() {
     assert_eq!((call.session.req_tcp_seq, call.session.resp_tcp_seq), (7_010, 7_000));
     assert_eq!(host.sockets.counters(), Counters::default());
     host.plain(0xc, 99, Way::In, host.now, OK);
+    host.sockets.tick(host.now + 1_000_000_000, &mut host.calls);
     assert_eq!(host.sockets.counters().unplaced, 1);
+}
+
+#[test]
+fn an_answer_waits_for_the_end_of_the_call_that_asked() {
+    let hello: &[u8] = &[0x16, 3, 1, 0, 5, 1, 2, 3, 4, 5];
+    let record: &[u8] = &[0x17, 3, 3, 0, 5];
+    let mut host = Host::new();
+    host.open(1);
+    host.transfer(1, 10, Way::Out, hello);
+    let entered = host.now;
+    let task = Task { pid: 1, thread: 10, coroutine: 0 };
+    host.event(Event::Sending { time: entered, task, session: 0xa });
+    host.transfer(1, 10, Way::Out, record);
+    let ended = host.now;
+    // Meanwhile another thread reads the answer.
+    host.transfer(1, 11, Way::In, record);
+    host.plain(0xa, 11, Way::In, ended, OK);
+    assert!(host.calls.is_empty());
+    host.plain(0xa, 10, Way::Out, entered, GET);
+    let call = host.call();
+    assert_eq!((call.session.l7_type, call.threads), (L7Type::Session, [10, 11]));
+    // A call that does not end keeps the answer back no longer than a moment.
+    host.event(Event::Sending { time: host.now, task, session: 0xa });
+    let entered = host.now;
+    host.transfer(1, 11, Way::In, record);
+    host.plain(0xa, 11, Way::In, entered, OK);
+    host.sockets.tick(host.now + 1_000_000_000, &mut host.calls);
+    assert_eq!(host.call().session.l7_type, L7Type::Response);
+}
+
+#[test]
+fn what_came_with_the_handshake_waits_for_its_socket() {
+    let hello: &[u8] = &[0x16, 3, 1, 0, 5, 1, 2, 3, 4, 5];
+    let record: &[u8] = &[0x17, 3, 3, 0, 5];
+    let mut host = Host::new();
+    host.open(101);
+    host.transfer(101, 20, Way::In, hello);
+    // A thread that touched no socket finds the request in the library.
+    host.plain(0xa, 21, Way::In, host.now, GET);
+    let entered = host.now;
+    host.transfer(101, 20, Way::Out, record);
+    host.plain(0xa, 20, Way::Out, entered, OK);
+    let call = host.call();
+    assert_eq!((call.session.l7_type, call.threads), (L7Type::Session, [21, 20]));
+    assert_eq!(host.sockets.counters().unplaced, 0);
+}
+
+#[test]
+fn streams_of_a_connection_are_told_apart() {
+    let mut host = Host::new();
+    host.open(101);
+    host.open(3);
+    let task = |coroutine| Task { pid: 2, thread: 20, coroutine };
+    let preface: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    // GET http /, and status 200; each ends its stream.
+    let get = |stream| [&[0, 0, 3, 1, 5, 0, 0, 0, stream][..], &[0x82, 0x86, 0x84]].concat();
+    let ok = |stream| [0, 0, 1, 1, 5, 0, 0, 0, stream, 0x88];
+    // One coroutine reads for all, and leaves each stream for another one, which begins a third for it.
+    host.coroutine = 1;
+    host.transfer(101, 20, Way::In, preface);
+    host.transfer(101, 20, Way::In, &[get(1), get(3)].concat());
+    for stream in [1, 3] {
+        host.event(Event::HandOver { task: task(1), place: stream, stream: stream as u32 });
+    }
+    for stream in [3, 1] {
+        host.event(Event::TakeOver { task: task(2), place: stream, stream: 0 });
+        host.event(Event::Spawn { task: task(2), child: 10 + stream });
+    }
+    let mut asked = Vec::new();
+    for stream in [1, 3] {
+        host.coroutine = 10 + stream;
+        host.transfer(3, 20, Way::Out, GET);
+        host.transfer(3, 20, Way::In, OK);
+        asked.push(host.call().traces);
+    }
+    host.coroutine = 4;
+    host.transfer(101, 20, Way::Out, &ok(3));
+    host.transfer(101, 20, Way::Out, &ok(1));
+    let (third, first) = (host.call(), host.call());
+    assert_eq!((first.session.request_id, third.session.request_id), (1, 3));
+    assert_eq!(asked, [first.traces, third.traces]);
+    assert_ne!(first.traces, third.traces);
 }
 
 #[test]
@@ -363,7 +513,12 @@ fn the_rest_of_a_long_body_is_left_to_the_kernel_and_what_follows_it_is_not() {
     // The kernel hands over lengths alone; that is no loss.
     let ends = Host::ends(101);
     for part in 0..10 {
-        let data = Data { way: Way::Out, task: Task { pid: 2, thread: 20 }, length: 100_000, payload: b"" };
+        let data = Data {
+            way: Way::Out,
+            task: Task { pid: 2, thread: 20, coroutine: 0 },
+            length: 100_000,
+            payload: b"",
+        };
         let tcp_seq = end - 1_000_000 + part * 100_000;
         host.event(Event::Transfer { time: host.now, socket: 101, ends, tcp_seq, data });
     }
@@ -410,7 +565,12 @@ fn partners_of_a_datagram_socket_leave_room_for_connections() {
     for port in 0..200 {
         let ends =
             SocketEnds { transport: Transport::Udp, ..ends("10.0.0.1:53", &format!("10.0.0.2:{port}")) };
-        let data = Data { way: Way::In, task: Task { pid: 1, thread: 1 }, length: 4, payload: b"abcd" };
+        let data = Data {
+            way: Way::In,
+            task: Task { pid: 1, thread: 1, coroutine: 0 },
+            length: 4,
+            payload: b"abcd",
+        };
         host.event(Event::Transfer { time: host.now, socket: 1, ends, tcp_seq: 0, data });
     }
     assert_eq!(host.sockets.len(), 25);

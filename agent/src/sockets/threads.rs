@@ -1,16 +1,14 @@
-//! What threads are at: the request that a thread works for, and which sockets it touched last.
+//! What threads and coroutines are at: the request that one works for, and which sockets it touched last.
 
 use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
-use crate::events::Way;
+use crate::events::{Task, Way};
 
-/// Threads that are remembered.
-const THREADS_MAX: usize = 65_536;
-/// A thread that was silent for so long makes room.
-const IDLE_NS: u64 = 60_000_000_000;
-/// Transfers of one thread that are remembered: a call into a TLS library reads a header and a body, or writes once.
+/// Threads and coroutines that are remembered for certain; twice as many may be.
+const WORKERS_MAX: usize = 32_768;
+/// Transfers of one worker that are remembered: a call into a TLS library reads a header and a body, or writes once.
 const TOUCHES: usize = 8;
 
 /// A transfer through a socket.
@@ -32,7 +30,6 @@ pub(super) struct Thread {
     pub(super) asked: u64,
     touches: [Touch; TOUCHES],
     count: usize,
-    used: u64,
 }
 
 impl Thread {
@@ -63,30 +60,113 @@ impl Thread {
     }
 }
 
+/// A coroutine of a process, or a thread of the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Worker {
+    Thread(u32),
+    Coroutine { pid: u32, number: u64 },
+}
+
+impl Worker {
+    fn of(Task { pid, thread, coroutine }: Task) -> Self {
+        match coroutine {
+            0 => Self::Thread(thread),
+            number => Self::Coroutine { pid, number },
+        }
+    }
+}
+
 #[derive(Debug, Default)]
-pub(super) struct Threads(FxHashMap<u32, Thread>);
+pub(super) struct Threads {
+    workers: Recent<Worker, Thread>,
+    /// Requests whose work was left in a place of a process.
+    places: Recent<(u32, u64), u64>,
+}
 
 impl Threads {
-    pub(super) fn at(&mut self, thread: u32, now: u64) -> &mut Thread {
-        if self.0.len() >= THREADS_MAX && !self.0.contains_key(&thread) {
-            self.0.retain(|_, thread| now.saturating_sub(thread.used) < IDLE_NS);
-            if self.0.len() >= THREADS_MAX {
-                self.0.clear();
-            }
-        }
-        let thread = self.0.entry(thread).or_default();
-        thread.used = now;
-        thread
+    pub(super) fn at(&mut self, task: Task) -> &mut Thread {
+        self.workers.at(Worker::of(task))
     }
 
     /// What a thread was asked on a socket is being answered, or never will be.
     pub(super) fn answered(&mut self, thread: u32, socket: u64) {
-        if let Some(thread) = self.0.get_mut(&thread).filter(|thread| thread.asked == socket) {
-            thread.asked = 0;
+        let worker = Worker::Thread(thread);
+        if self.workers.get(&worker).is_some_and(|thread| thread.asked == socket) {
+            self.workers.at(worker).asked = 0;
         }
     }
 
-    pub(super) fn remove(&mut self, thread: u32) {
-        self.0.remove(&thread);
+    pub(super) fn remove(&mut self, task: Task) {
+        self.workers.remove(&Worker::of(Task { coroutine: 0, ..task }));
+    }
+
+    /// What a coroutine begins while it works for a request works for it, too.
+    pub(super) fn spawn(&mut self, task: Task, child: u64) {
+        let trace = self.workers.get(&Worker::of(task)).map_or(0, |parent| parent.trace);
+        // Most coroutines are begun for no request, and need no place here.
+        if trace != 0 {
+            self.at(Task { coroutine: child, ..task }).trace = trace;
+        }
+    }
+
+    pub(super) fn hand_over(&mut self, task: Task, place: u64) {
+        let trace = self.workers.get(&Worker::of(task)).map_or(0, |worker| worker.trace);
+        *self.places.at((task.pid, place)) = trace;
+    }
+
+    /// Who takes over works for what was handed over, and for nothing else.
+    pub(super) fn take_over(&mut self, task: Task, place: u64) -> u64 {
+        let trace = self.places.get(&(task.pid, place)).copied().unwrap_or(0);
+        self.at(task).trace = trace;
+        trace
+    }
+}
+
+/// What was used last: when there is no room, what was not used for longest is forgotten, in one go.
+#[derive(Debug)]
+struct Recent<K, V> {
+    young: FxHashMap<K, V>,
+    old: FxHashMap<K, V>,
+}
+
+impl<K, V> Default for Recent<K, V> {
+    fn default() -> Self {
+        Self { young: FxHashMap::default(), old: FxHashMap::default() }
+    }
+}
+
+impl<K: Copy + Eq + std::hash::Hash, V: Default> Recent<K, V> {
+    fn at(&mut self, key: K) -> &mut V {
+        if self.young.len() >= WORKERS_MAX && !self.young.contains_key(&key) {
+            self.old = std::mem::take(&mut self.young);
+        }
+        let Self { young, old } = self;
+        young.entry(key).or_insert_with(|| old.remove(&key).unwrap_or_default())
+    }
+
+    fn get(&self, key: &K) -> Option<&V> {
+        self.young.get(key).or_else(|| self.old.get(key))
+    }
+
+    fn remove(&mut self, key: &K) {
+        self.young.remove(key);
+        self.old.remove(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_busy_is_not_forgotten_for_those_who_come_and_go() {
+        let mut threads = Threads::default();
+        let task = |coroutine| Task { pid: 1, thread: 1, coroutine };
+        threads.at(task(1)).trace = 7;
+        for coroutine in 2..10 * WORKERS_MAX as u64 {
+            threads.at(task(coroutine)).trace = coroutine;
+            assert!(coroutine % 1_000 != 0 || threads.at(task(1)).trace == 7);
+        }
+        assert!(threads.workers.young.len() + threads.workers.old.len() <= 2 * WORKERS_MAX);
     }
 }

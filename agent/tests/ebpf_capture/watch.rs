@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -137,6 +139,20 @@ impl Watch {
         self.probes.losses()
     }
 
+    /// Probes, as the kernel gave descriptors for them, beyond those that are said to be in files.
+    pub(crate) fn other_descriptors(&self) -> usize {
+        let links = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let names = links.filter_map(|link| std::fs::read_link(link.path()).ok());
+        names.filter(|name| name.to_str().is_some_and(|name| name.contains("bpf_link"))).count()
+            - self.probes.probed_files().map(|(_, probes)| probes).sum::<usize>()
+    }
+
+    /// Probes in files of a folder.
+    pub(crate) fn probes_below(&self, folder: &Path) -> usize {
+        let files = self.probes.probed_files().filter(|(path, _)| path.starts_with(folder));
+        files.map(|(_, probes)| probes).sum()
+    }
+
     pub(crate) fn program_ids(&self) -> Vec<u32> {
         self.probes.program_ids()
     }
@@ -185,6 +201,11 @@ impl Watch {
     pub(crate) fn calls_to(&self, port: u16) -> Vec<Call> {
         self.calls.iter().filter(|call| call.facts.ends.server_port == port).cloned().collect()
     }
+}
+
+/// A port that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// A child process with output to read; ended when dropped.

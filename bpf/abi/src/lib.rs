@@ -17,6 +17,8 @@ pub struct Header {
     pub entered_ns: u64,
     /// Key of the socket; of TLS calls the address of the session object, which is unique within its process.
     pub socket: u64,
+    /// Coroutine that acted: the number of a goroutine within its process, 0 where there is none.
+    pub coroutine: u64,
     /// Bytes that were transferred.
     pub length: u32,
     /// Bytes of them that follow this header.
@@ -41,7 +43,7 @@ pub struct Header {
     pub remote: [u8; 16],
 }
 
-const _: () = assert!(size_of::<Header>() == 88 && align_of::<Header>() == 8);
+const _: () = assert!(size_of::<Header>() == 96 && align_of::<Header>() == 8);
 
 /// What a record tells.
 pub mod kind {
@@ -59,6 +61,14 @@ pub mod kind {
     pub const EXEC: u8 = 8;
     /// The current task begins a TCP connection; its own address is not known yet.
     pub const CONNECTING: u8 = 9;
+    /// A coroutine began another one, whose number is in place of the socket.
+    pub const SPAWN: u8 = 20;
+    /// A coroutine leaves work at a place, and another one takes it from there; the place is an address within the process, in place of the
+    /// socket. Of the work of a stream of HTTP/2 its number is in place of the length, else 0.
+    pub const HAND_OVER: u8 = 21;
+    pub const TAKE_OVER: u8 = 22;
+    /// A call that sends through a TLS session began.
+    pub const TLS_SENDING: u8 = 23;
 }
 
 pub mod flag {
@@ -136,6 +146,26 @@ pub mod constant {
     /// The `struct socket` of a `struct sock`.
     pub const SOCK_SOCKET: usize = 41;
     pub const COUNT: usize = 42;
+}
+
+/// Indices of the registers of Go's own calling convention in `pt_regs`, which the agent sets: arguments and results, then the one that points
+/// at the running goroutine.
+pub mod go_register {
+    pub const ARGUMENTS: usize = 0;
+    pub const GOROUTINE: usize = 6;
+    /// No register: whether probes carry the offsets of their file, so that a process is known from its beginning on.
+    pub const COOKIES: usize = 7;
+    pub const COUNT: usize = 8;
+}
+
+/// Where Go's runtime keeps what is needed (values of the map `GO_PROCESSES`): three offsets of 16 bits in one number, the first lowest.
+pub mod go_offset {
+    /// Of a goroutine's number in its description.
+    pub const GOID: u32 = 0;
+    /// Of its thread.
+    pub const THREAD: u32 = 16;
+    /// Of the thread's current goroutine in the thread's description, whose first field is its scheduling goroutine.
+    pub const CURRENT: u32 = 32;
 }
 
 /// What the agent says about a socket (value of the map `SOCKETS`).

@@ -65,15 +65,16 @@ fn begin(registers: *const u8, number: u32, kind: u8) {
 
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn call_ends(ctx: RawTracePointContext) -> i32 {
-    let number = call::number(ctx.arg(0));
+    let registers: *const u8 = ctx.arg(0);
+    let number = call::number(registers);
     if let Some(kind) = transfer::kind_of(number) {
-        end(number, kind, ctx.arg(1));
+        end(registers, number, kind, ctx.arg(1));
     }
     0
 }
 
 #[inline(always)]
-fn end(number: u32, kind: u8, result: i64) {
+fn end(registers: *const u8, number: u32, kind: u8, result: i64) {
     let Some(task) = Task::of_interest() else { return };
     let Some(known) = CALLS.get_ptr_mut(task.thread) else { return };
     // SAFETY: only this thread uses its entry; emptied, so that an end without a beginning is none.
@@ -87,7 +88,7 @@ fn end(number: u32, kind: u8, result: i64) {
     }
     let Some(socket) = Socket::read(call.sk as *const u8) else { return };
     let begun = Begun { is_known: true, sequence: call.sequence };
-    let transfer = Transfer { kind, key: call.sk, length: result as u32, has_name: true, begun };
+    let transfer = Transfer { kind, key: call.sk, length: result as u32, has_name: true, begun, registers };
     if call.messages == 0 {
         transfer.submit(&socket, task, call.buffers);
     } else {

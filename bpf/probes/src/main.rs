@@ -12,6 +12,7 @@
 mod begun;
 mod call;
 mod file;
+mod go;
 mod host;
 mod kernel;
 mod life;

@@ -2,7 +2,7 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, RingBuf};
-use bpf_abi::{PORT_WORDS, Wish, constant, counter};
+use bpf_abi::{PORT_WORDS, Wish, constant, counter, go_register};
 
 /// Records on their way to the agent. One buffer for all CPUs: records of a thread stay in order. The agent may set another size.
 #[map]
@@ -28,11 +28,23 @@ pub(crate) static CALLS: LruHashMap<u32, crate::begun::Call> = LruHashMap::with_
 #[map]
 pub(crate) static TLS_CALLS: LruHashMap<u32, crate::tls::Call> = LruHashMap::with_max_entries(16_384, 0);
 
+/// Processes that run Go, and where its runtime keeps what is needed.
+#[map]
+pub(crate) static GO_PROCESSES: HashMap<u32, u64> = HashMap::with_max_entries(8_192, 0);
+
+/// Calls into Go's TLS library that have not returned. A goroutine may go on on another thread.
+#[map]
+pub(crate) static GO_CALLS: LruHashMap<crate::go::Goroutine, crate::tls::Call> =
+    LruHashMap::with_max_entries(16_384, 0);
+
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT, 0);
 
 #[unsafe(no_mangle)]
 static CONSTANTS: [u32; constant::COUNT] = [0; constant::COUNT];
+
+#[unsafe(no_mangle)]
+static GO_REGISTERS: [u32; go_register::COUNT] = [0; go_register::COUNT];
 
 #[unsafe(no_mangle)]
 static EXCLUDED_PORTS: [u64; PORT_WORDS] = [0; PORT_WORDS];
@@ -46,6 +58,13 @@ static INCLUDED_PORTS: [u64; PORT_WORDS] = [0; PORT_WORDS];
 pub(crate) fn constant(index: usize) -> u32 {
     // SAFETY: within the array; volatile, because the value in the object is not the one that is loaded.
     unsafe { core::ptr::read_volatile((&raw const CONSTANTS).cast::<u32>().add(index)) }
+}
+
+/// A register of Go's calling convention, likewise.
+#[inline(always)]
+pub(crate) fn go_register(index: usize) -> u32 {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile((&raw const GO_REGISTERS).cast::<u32>().add(index)) }
 }
 
 /// Whether traffic between these ports is not to be looked at.

@@ -17,11 +17,11 @@ use crate::record::{self, NO_WAKEUP, Task};
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct Call {
-    session: u64,
-    buffer: u64,
+    pub(crate) session: u64,
+    pub(crate) buffer: u64,
     /// Where the `_ex` forms say how much was transferred.
-    result: u64,
-    entered_ns: u64,
+    pub(crate) result: u64,
+    pub(crate) entered_ns: u64,
 }
 
 #[uprobe]
@@ -94,19 +94,28 @@ fn leave(ctx: &RetProbeContext, kind: u8, is_extended: bool) {
     if length <= 0 {
         return;
     }
-    let header = |header: &mut Header| {
-        header.kind = kind;
-        header.socket = call.session;
-        header.entered_ns = call.entered_ns;
-        header.length = length as u32;
-        header.pid = task.pid;
-        header.thread = task.thread;
-    };
-    let wanted = (length as u32).min(constant(constant::PAYLOAD_MAX));
-    if wanted < SMALL as u32 {
-        submit::<SMALL>(header, call.buffer, wanted);
-    } else {
-        submit::<LARGE>(header, call.buffer, wanted);
+    call.submit(kind, length as u32, task, 0);
+}
+
+impl Call {
+    /// What the call transferred.
+    #[inline(always)]
+    pub(crate) fn submit(&self, kind: u8, length: u32, task: Task, coroutine: u64) {
+        let header = |header: &mut Header| {
+            header.kind = kind;
+            header.socket = self.session;
+            header.coroutine = coroutine;
+            header.entered_ns = self.entered_ns;
+            header.length = length;
+            header.pid = task.pid;
+            header.thread = task.thread;
+        };
+        let wanted = length.min(constant(constant::PAYLOAD_MAX));
+        if wanted < SMALL as u32 {
+            submit::<SMALL>(header, self.buffer, wanted);
+        } else {
+            submit::<LARGE>(header, self.buffer, wanted);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use bpf_abi::{Header, LARGE, Record, SMALL, TINY, Wish, constant, counter, flag, kind, skips, verdict};
 
 use crate::call::{self, Buffers};
+use crate::go;
 use crate::kernel::{masked, read, read_user};
 use crate::maps::{SOCKETS, constant, count};
 use crate::record::{self, NO_WAKEUP, Task};
@@ -57,6 +58,7 @@ fn length(sk: *const u8, result: i32, kind: u8) {
         length: result as u32,
         has_name: kind == kind::SEND,
         begun: Begun::NOT,
+        registers,
     };
     // The kernel sends and receives for others, too, while a task is in a call or has just ended one: io_uring, network file systems.
     let buffers = if kind_of(number) == Some(kind) && is_descriptor_of(call::argument(registers, 0) as u32, sk) {
@@ -113,7 +115,8 @@ fn exit(registers: *const u8, number: u32, kind: u8, result: u32) {
     }
     let Some(sk) = socket_of(call::argument(registers, 0) as u32) else { return };
     let Some(socket) = Socket::read(sk) else { return };
-    let transfer = Transfer { kind, key: sk as u64, length: result, has_name: true, begun: Begun::NOT };
+    let transfer =
+        Transfer { kind, key: sk as u64, length: result, has_name: true, begun: Begun::NOT, registers };
     if !is_of_several(number) {
         transfer.submit(&socket, task, call::buffers(registers, number, task.thread, Some(0)));
     } else {
@@ -192,6 +195,8 @@ pub(crate) struct Transfer {
     /// The address of the other end is where the call says.
     pub(crate) has_name: bool,
     pub(crate) begun: Begun,
+    /// Of the task, as it entered the kernel.
+    pub(crate) registers: *const u8,
 }
 
 impl Transfer {
@@ -293,6 +298,7 @@ impl Transfer {
         header.length = self.length;
         header.pid = task.pid;
         header.thread = task.thread;
+        header.coroutine = go::current(task.pid, self.registers);
         header.tcp_seq = sequence;
         socket.describe(header);
         if !socket.is_connected() && !(self.has_name && other_end(header, name)) {
