@@ -1,24 +1,41 @@
 //! Coroutines that do the work of others, and requests that follow one another on a connection.
 
 use super::socket::Socket;
+use super::threads::EARLY_MAX;
 use super::{Key, Sockets};
 use crate::events::{Task, Way};
 
 impl Sockets {
     /// Each stream that a server begins has a number of its own, however many come at once.
     pub(super) fn hand_over(&mut self, task: Task, place: u64, stream: u32) {
-        if stream != 0
-            && let Some(socket) = self.last_socket(task)
-            && !socket.is_client_now()
-        {
+        let is_client = self.last_socket(task).map(|socket| socket.is_client_now());
+        if stream != 0 && is_client != Some(true) {
             let trace = self.trace.wrapping_add(1).max(1);
+            self.trace = trace;
+            let thread = self.threads.at(task);
+            thread.trace = trace;
             if let Some(socket) = self.last_socket(task) {
                 socket.set_stream(stream, trace);
+            } else {
+                // It came with the handshake, which another coroutine did.
+                let early = &mut self.threads.at(task).early;
+                if early.len() < EARLY_MAX {
+                    early.push((stream, trace));
+                }
             }
-            self.trace = trace;
-            self.threads.at(task).trace = trace;
         }
         self.threads.hand_over(task, place);
+    }
+
+    /// The connection that a task reads from is known from now on.
+    pub(super) fn place_streams(&mut self, key: Key, task: Task) {
+        let early = std::mem::take(&mut self.threads.at(task).early);
+        let Some(socket) = self.sockets.get_mut(&key).filter(|socket| !socket.is_client_now()) else {
+            return;
+        };
+        for (stream, trace) in early {
+            socket.set_stream(stream, trace);
+        }
     }
 
     pub(super) fn take_over(&mut self, task: Task, place: u64, stream: u32) {

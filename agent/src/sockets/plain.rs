@@ -140,6 +140,7 @@ impl Sockets {
             .into_iter()
             .partition(|waiting| waiting.key.is_none() || data.way == Way::In);
         for waiting in before {
+            self.place_streams(key, waiting.task);
             self.talk(key, waiting.now, waiting.tcp_seq, false, &waiting.data(), out);
         }
         self.talk(key, now, tcp_seq, false, data, out);

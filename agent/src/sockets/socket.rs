@@ -164,6 +164,9 @@ impl Socket {
     pub(super) fn feed(&mut self, part: Part<'_>, origin: Origin, sessions: &mut Vec<SessionBox>) {
         let Part { way, time_us, payload, length, is_gap, is_turn } = part;
         let counts = !self.is_tls && self.ends.transport == Transport::Tcp;
+        if self.protocol() == L7Protocol::Http2 {
+            self.stream(way).multiplex();
+        }
         let tcp_seq = self.stream(way).push(length, origin, counts, is_turn);
         let to_server = (way == Way::Out) == self.is_client;
         let direction = if to_server { Direction::ToServer } else { Direction::ToClient };

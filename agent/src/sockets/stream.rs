@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use crate::events::Task;
 
 /// Calls that are remembered; calls of one thread that follow one another count as one.
-const MARKS_MAX: usize = 256;
+const MARKS_MAX: usize = 128;
+/// The same of connections that carry many requests at a time: a request is open while others come and go.
+const MARKS_MULTIPLEXED_MAX: usize = 1_024;
 /// Bytes of one mark: far from where sequence numbers wrap round.
 const MARK_LENGTH_MAX: u32 = 1 << 30;
 
@@ -34,16 +36,22 @@ pub(super) struct Stream {
     /// TCP sequence number of the next byte, once one was seen.
     expected: Option<u32>,
     marks: VecDeque<Mark>,
+    marks_max: usize,
 }
 
 impl Default for Stream {
     fn default() -> Self {
         // 0 is what parsers say of no byte.
-        Self { next: 1, expected: None, marks: VecDeque::new() }
+        Self { next: 1, expected: None, marks: VecDeque::new(), marks_max: MARKS_MAX }
     }
 }
 
 impl Stream {
+    /// It carries many requests at a time.
+    pub(super) fn multiplex(&mut self) {
+        self.marks_max = MARKS_MULTIPLEXED_MAX;
+    }
+
     /// Bytes before this one were not seen. Notes what comes next.
     pub(super) fn is_gap(&mut self, tcp_seq: u32, length: u32) -> bool {
         let expected = self.expected.replace(tcp_seq.wrapping_add(length));
@@ -76,7 +84,7 @@ impl Stream {
                 return start;
             }
         }
-        if self.marks.len() >= MARKS_MAX {
+        if self.marks.len() >= self.marks_max {
             self.marks.pop_front();
         }
         self.marks.push_back(Mark { start, length, origin, counts });

@@ -11,6 +11,9 @@ const WORKERS_MAX: usize = 32_768;
 /// Transfers of one worker that are remembered: a call into a TLS library reads a header and a body, or writes once.
 const TOUCHES: usize = 8;
 
+/// Streams that wait for their connection.
+pub(super) const EARLY_MAX: usize = 64;
+
 /// A transfer through a socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Touch {
@@ -28,6 +31,8 @@ pub(super) struct Thread {
     pub(super) next: VecDeque<u64>,
     /// The socket on which it was asked something that nobody has begun to answer; 0: none.
     pub(super) asked: u64,
+    /// Streams of a connection that is not known yet, and the numbers that they got.
+    pub(super) early: Vec<(u32, u64)>,
     touches: [Touch; TOUCHES],
     count: usize,
 }

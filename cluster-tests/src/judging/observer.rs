@@ -105,7 +105,7 @@ fn look(mut probes: Probes, mut sockets: Sockets, into: &Mutex<Vec<Call>>, halt:
 
 /// As the store has it.
 fn row(call: Call) -> TraceRow {
-    let Call { facts, point, client_pid, server_pid, threads, traces, source, session } = call;
+    let Call { facts, point, client_pid, server_pid, threads, coroutines, traces, source, session } = call;
     let (session, is_client) = (*session, point == ObservationPoint::ClientProcess);
     TraceRow {
         start_time: session.start_time,
@@ -121,6 +121,8 @@ fn row(call: Call) -> TraceRow {
         syscall_trace_id_response: traces[1],
         syscall_thread_0: if is_client { threads[0] } else { 0 },
         syscall_thread_1: if is_client { 0 } else { threads[0] },
+        syscall_coroutine_0: coroutines[0],
+        syscall_coroutine_1: coroutines[1],
         syscall_trace_source: source as u8,
         l7_type: session.l7_type as u8,
         l7_protocol: session.protocol.name().to_owned(),
