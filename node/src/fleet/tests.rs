@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use metaflow_actors::{
-    controller,
+    controller::{self, Introduction},
     dictionary::Config,
     disk::Disk,
     groups::{Matches, ROOT, Scope, Share, Who},
@@ -88,7 +88,9 @@ impl Member {
             agent_id,
             ..Hello::default()
         };
-        let agent_id = self.fleet.controller.hello(hello).await.unwrap().welcome.agent_id;
+        // What the door says of an id that a node gave.
+        let introduction = Introduction { hello, is_proven: true };
+        let agent_id = self.fleet.controller.hello(introduction).await.unwrap().welcome.agent_id;
         let heartbeat = Heartbeat { config_version, ..Heartbeat::default() };
         self.fleet.controller.heartbeat(agent_id, heartbeat).await.unwrap();
         agent_id

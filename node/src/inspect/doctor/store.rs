@@ -1,6 +1,6 @@
 //! The store and its tables, and what the node itself says is wrong.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use metaflow_actors::store::embedded;
 use metaflow_schema::TABLES;
@@ -35,8 +35,11 @@ pub(super) async fn store(parts: &Parts) -> Vec<Check> {
             return checks;
         }
     }
-    let sql = "SELECT database, name, engine_full FROM system.tables WHERE database LIKE 'flow_%'";
-    match ask_store(&running.store, sql).await {
+    let databases: BTreeSet<String> = TABLES.iter().map(|table| format!("'{}'", table.database)).collect();
+    let databases = databases.into_iter().collect::<Vec<_>>().join(", ");
+    let sql =
+        format!("SELECT database, name, engine_full FROM system.tables WHERE database IN ({databases})");
+    match ask_store(&running.store, &sql).await {
         Ok(rows) => {
             let engines: HashMap<(&str, &str), &str> = rows
                 .iter()
