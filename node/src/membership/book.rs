@@ -69,11 +69,25 @@ pub(super) struct Book {
     nodes: BTreeMap<u16, Node>,
     /// Dead nodes that an operator removed, with the generation up to which they are not shown.
     forgotten: BTreeMap<u16, u64>,
+    /// Gossip was started anew and has to hear of the others again: until then its ignorance says nothing about them.
+    relearns_until: Option<Instant>,
 }
 
 impl Book {
     pub(super) fn new(cluster: String, own: u16) -> Self {
-        Self { cluster, own, starts: HashMap::new(), nodes: BTreeMap::new(), forgotten: BTreeMap::new() }
+        Self {
+            cluster,
+            own,
+            starts: HashMap::new(),
+            nodes: BTreeMap::new(),
+            forgotten: BTreeMap::new(),
+            relearns_until: None,
+        }
+    }
+
+    /// Gossip starts anew and knows nobody yet: what the book holds of the others stays as it is until then.
+    pub(super) fn relearn(&mut self, until: Instant) {
+        self.relearns_until = Some(until);
     }
 
     /// The version of a start's values that is in the book.
@@ -110,6 +124,8 @@ impl Book {
         mut unreadable: impl FnMut(Unreadable),
     ) -> View {
         let mut before = std::mem::take(&mut self.starts);
+        self.relearns_until = self.relearns_until.filter(|until| now < *until);
+        let relearns = self.relearns_until.is_some();
         for Seen { identity, heartbeat, version, live, values } in seen {
             let mut start = before.remove(&identity).unwrap_or_else(|| {
                 let node_id = node_id(&identity.node);
@@ -124,8 +140,9 @@ impl Book {
             if live && !start.live {
                 start.live_since = Some(now);
             }
-            start.live = live;
-            if let Some(values) = values {
+            start.live = live || (relearns && start.live);
+            // A start never takes back what it said: fewer values are those of gossip that has not heard all of them yet.
+            if let Some(values) = values.filter(|_| version >= start.version) {
                 let borrowed = values.iter().map(|(key, value)| (key.as_str(), value.as_str()));
                 let facts = Facts::parse(borrowed, |key| unreadable(Unreadable::Key(key)));
                 // The first value may be old: who joins is shown what was said before.
@@ -136,6 +153,9 @@ impl Book {
                 (start.facts, start.version) = (facts, version);
             }
             self.starts.insert(identity, start);
+        }
+        if relearns {
+            self.starts.extend(before);
         }
         self.join(now);
         View {

@@ -39,6 +39,8 @@ const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A session that held this long was a good one.
 const STABLE_AFTER: Duration = Duration::from_secs(30);
+/// Within so many intervals, gossip that starts anew has heard of everybody again: twice what it takes to find that one is dead.
+const RELEARN_INTERVALS: u32 = 10;
 /// How long the cluster must have another size before the pace is changed; nodes add up to as much by their ids, so as not to change
 /// all at once.
 const PACE_AFTER: Duration = Duration::from_secs(10);
@@ -211,6 +213,7 @@ impl Session {
         let values = server.facts.borrow().key_values();
         let (stats, for_gossip) = (Arc::clone(&server.stats), Arc::clone(&screen));
         let gossip = Gossip::start(settings, wire, for_gossip, stats, values).await?;
+        lock(&server.book).relearn((Instant::now() + pace.interval * RELEARN_INTERVALS).into_std());
         tracing::debug!(generation, address = %own.address, "gossip started");
         let alone = Arc::new(AtomicBool::new(true));
         Ok(Self { server, own, gossip, screen, alone, pace_wrong: None })
@@ -219,6 +222,8 @@ impl Session {
     /// Takes in what gossip shows now; says when the session must end.
     async fn look(&mut self) -> Option<End> {
         let server = Arc::clone(&self.server);
+        // Before what we said: others can tell only what was said before.
+        let claims = lock(&self.screen).claims();
         let seen = self.gossip.observe(|identity| lock(&server.book).version(identity)).await;
         let said = seen.iter().find(|seen| seen.identity == self.own).map(|own| (own.heartbeat, own.version));
         self.alone.store(seen.iter().filter(|seen| seen.live).count() <= 1, Ordering::Relaxed);
@@ -233,7 +238,6 @@ impl Session {
             view
         };
         server.publish(view);
-        let claims = lock(&self.screen).claims();
         if let Some(end) = self.impersonated(claims, said) {
             return Some(end);
         }

@@ -314,4 +314,6 @@ async fn a_panic_of_the_library_is_survived() {
     members[0].set_load(Load { agents: 42, ..Load::default() });
     everyone(&members, |view| view.live().count() >= 2 && view.member(1).unwrap().facts.load.agents == 42)
         .await;
+    let second = members[0].view().borrow().member(2).cloned().unwrap();
+    assert_eq!((second.flaps, &*second.facts.name), (0, "n2"), "the second was there all the time");
 }

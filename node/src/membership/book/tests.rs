@@ -70,6 +70,23 @@ fn a_start_without_values_does_not_speak_for_a_node_that_has_some() {
 }
 
 #[test]
+fn gossip_that_starts_anew_takes_nothing_away() {
+    let mut story = Story::new();
+    let first = story.second(0.0, &[seen(7, 5, true, State::Ready, 7)]);
+    story.book.relearn(story.begin + Duration::from_secs(2));
+    // Nothing is heard yet; then the member, without its values and not long enough to be live; then some of them.
+    assert_eq!(story.second(0.1, &[]), first);
+    let known = Seen { version: 0, values: Some(vec![]), ..seen(7, 5, false, State::Ready, 7) };
+    assert_eq!(story.second(0.2, std::slice::from_ref(&known)), first);
+    let part = Seen { version: 3, values: Some(vec![("name".to_owned(), "n2".to_owned())]), ..known };
+    assert_eq!(story.second(0.3, std::slice::from_ref(&part)), first);
+    assert_eq!(story.second(1.0, &[seen(7, 6, true, State::Ready, 7)]), first);
+    // Who is not heard when the time is over is as silent as any other.
+    let dead = story.second(2.0, &[]);
+    assert_eq!((dead.word(), dead.flaps, &*dead.facts.name), ("dead", 1, "n2"));
+}
+
+#[test]
 fn who_is_coming_is_not_shown_as_dead() {
     let mut story = Story::new();
     for (seconds, members) in [(0.0, 0), (4.0, 0), (5.5, 1)] {
