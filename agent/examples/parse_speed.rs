@@ -46,10 +46,10 @@ const MYSQL_COLUMN: &[u8] = b"\x03def\0\0\0\x01?\0\x0c\x3f\0\0\0\0\0\xfd\x80\0\0
 const MYSQL_MARKER: &[u8] = b"\xfe\0\0\x02\0";
 /// A prepared statement's execution, as drivers send it.
 const POSTGRESQL_REQUEST: &[u8] = b"P\0\0\0\x3a\0select id, name from users where id = $1 and k = 1\0\0\0\
-B\0\0\0\x16\0\0\0\0\0\x01\0\0\0\x0242\0\0\0\0E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04";
+B\0\0\0\x12\0\0\0\0\0\x01\0\0\0\x0242\0\0E\0\0\0\x09\0\0\0\0\0S\0\0\0\x04";
 const POSTGRESQL_RESPONSE: &[u8] =
-    b"1\0\0\0\x042\0\0\0\x04T\0\0\0\x1b\0\x01a\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\
-\xff\xff\xff\xff\0\0\0D\0\0\0\x0c\0\x01\0\0\0\x0242C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
+    b"1\0\0\0\x042\0\0\0\x04T\0\0\0\x1a\0\x01a\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\
+\xff\xff\xff\xff\0\0D\0\0\0\x0c\0\x01\0\0\0\x0242C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
 const DNS_REQUEST: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03www\x07example\x03com\0\0\x01\0\x01";
 const DNS_RESPONSE: &[u8] = b"\x12\x34\x81\x80\0\x01\0\x01\0\0\0\0\x03www\x07example\x03com\0\0\x01\0\x01\
 \xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\x0a\0\0\x01";
