@@ -38,6 +38,9 @@ use segment::Segment;
 
 /// Most bytes written by one flush: bounds the copy that it makes.
 const FLUSH_BYTES_MAX: usize = 8 << 20;
+/// Where ids are kept that nodes do not know, and how many; should one be forgotten too early, a node says so again.
+const VOID: &str = "agent-id-void";
+const VOID_MAX: usize = 16;
 
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -117,8 +120,8 @@ pub struct Spool {
     next_counter: u32,
     agent_id: u32,
     agent_id_proof: Vec<u8>,
-    /// An id of which the nodes know nothing; 0 is none.
-    agent_id_void: u32,
+    /// Ids of which nodes know nothing: batches under them go under the one that they gave.
+    agent_ids_void: Vec<u32>,
     segments: BTreeMap<u32, Segment>,
     /// Segment that takes records; none after an error, until the next flush makes one.
     active: Option<u32>,
@@ -158,7 +161,7 @@ impl Spool {
             next_counter: 0,
             agent_id,
             agent_id_proof: identity::read_proof(&config.data_dir.join("agent-id-proof"))?,
-            agent_id_void: identity::read_number(&config.data_dir.join("agent-id-void"))?.unwrap_or(0),
+            agent_ids_void: identity::read_numbers(&config.data_dir.join(VOID))?,
             segments: BTreeMap::new(),
             active: None,
             next_ordinal: 0,
@@ -266,16 +269,32 @@ impl Spool {
     /// Remembers who the nodes say that this agent is.
     pub fn take_identity(&mut self, welcome: &Welcome) -> io::Result<()> {
         let Welcome { agent_id, agent_id_proof, agent_id_unknown, .. } = welcome;
-        if *agent_id_unknown && self.agent_id != *agent_id {
+        let before = self.agent_id;
+        if *agent_id_unknown && before != *agent_id {
             // First, or the batches under it would wait for ever for a node that knows it.
-            identity::write_number(&self.config.data_dir.join("agent-id-void"), self.agent_id)?;
-            self.agent_id_void = self.agent_id;
+            self.void(before)?;
         }
         self.set_agent_id(*agent_id)?;
         if self.agent_id_proof != *agent_id_proof {
             identity::write_proof(&self.config.data_dir.join("agent-id-proof"), agent_id_proof)?;
             self.agent_id_proof.clone_from(agent_id_proof);
         }
+        Ok(())
+    }
+
+    /// A node knows no agent with this id: batches under it go under the one that the nodes gave since.
+    pub fn forget_agent_id(&mut self, unknown: u32) -> io::Result<()> {
+        if unknown == self.agent_id { Ok(()) } else { self.void(unknown) }
+    }
+
+    fn void(&mut self, agent_id: u32) -> io::Result<()> {
+        let mut void = self.agent_ids_void.clone();
+        void.retain(|known| *known != agent_id);
+        void.push(agent_id);
+        let forgotten = void.len().saturating_sub(VOID_MAX);
+        void.drain(..forgotten);
+        identity::write_numbers(&self.config.data_dir.join(VOID), &void)?;
+        self.agent_ids_void = void;
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use metaflow_wire::{
-    Batch, Heartbeat, IngestAck, MESSAGE_BYTES_MAX, SyncRequest, SyncResponse, Welcome,
+    Batch, Heartbeat, IngestAck, MESSAGE_BYTES_MAX, SyncRequest, SyncResponse, UNKNOWN_AGENT, Welcome,
     agent_service_client::AgentServiceClient, sync_request, sync_response,
 };
 use tokio::{
@@ -19,7 +19,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Streaming, transport::Channel};
+use tonic::{Status, Streaming, transport::Channel};
 
 use super::{End, Sender, Servers, Session, connect::connect, random};
 use crate::{control::Stand, facts::Snapshot};
@@ -145,9 +145,10 @@ impl Sender {
                     Some(reply) => self.handle_reply(&mut link, reply)?,
                     None => return Ok(End::Closed),
                 },
-                ack = link.acks.message() => match ack.context("stream of batches broke")? {
-                    Some(ack) => link.session.take_ack(ack, &mut self.spool.lock(), Instant::now()),
-                    None => return Ok(End::Closed),
+                ack = link.acks.message() => match ack {
+                    Ok(Some(ack)) => link.session.take_ack(ack, &mut self.spool.lock(), Instant::now()),
+                    Ok(None) => return Ok(End::Closed),
+                    Err(status) => return Err(self.broken(status)),
                 },
                 () = sleep_until(leaves_at), if leaves_at.is_some() => {}
                 _ = heartbeat.tick() => self.send_heartbeat(&link)?,
@@ -166,6 +167,17 @@ impl Sender {
                 free = has_room(&link.batches), if link.batches.capacity() == 0 => free?,
             }
         }
+    }
+
+    /// Why the stream of batches broke. When the node does not know an agent of which a batch is, the spool hears so.
+    fn broken(&self, status: Status) -> anyhow::Error {
+        let unknown = status.metadata().get(UNKNOWN_AGENT).and_then(|id| id.to_str().ok()?.parse().ok());
+        if let Some(unknown) = unknown
+            && let Err(error) = self.spool.lock().forget_agent_id(unknown)
+        {
+            tracing::warn!(%error, "failed to store which id is not known");
+        }
+        anyhow::Error::new(status).context("stream of batches broke")
     }
 
     fn plan_move(&self, link: &mut Link, servers: &Servers) {

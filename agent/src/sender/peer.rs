@@ -7,7 +7,7 @@ use std::{
 
 use metaflow_wire::{
     Batch, Config as ConfigMessage, Facts, Heartbeat, HeartbeatReply, IngestAck, Rejection, ResendFacts,
-    SeqRange, SyncRequest, SyncResponse, Welcome,
+    SeqRange, SyncRequest, SyncResponse, UNKNOWN_AGENT, Welcome,
     agent_service_server::{AgentService, AgentServiceServer},
     sync_request, sync_response,
 };
@@ -31,6 +31,8 @@ pub(crate) enum Manner {
     /// Breaks the stream after so many batches.
     BreakAfter(usize),
     Reject,
+    /// Does not know the agent with this id.
+    Unknown(u32),
     /// Takes one batch at a time.
     NoCredit,
     /// Takes connections and says nothing after the welcome.
@@ -96,8 +98,9 @@ impl Peer {
         (server, task)
     }
 
+    /// None: the stream breaks.
     fn ack(&self, batch: Batch) -> Option<IngestAck> {
-        let seq = batch.seq;
+        let (seq, agent_id) = (batch.seq, batch.agent_id);
         let count = self.see(|seen| {
             seen.batches.push(batch);
             seen.batches.len()
@@ -105,7 +108,10 @@ impl Peer {
         let range = vec![SeqRange { first: seq, last: seq }];
         let ack = IngestAck { credit_bytes: 1 << 20, ..Default::default() };
         match self.manner() {
-            Manner::Commit => Some(IngestAck { received: range.clone(), committed: range, ..ack }),
+            Manner::Unknown(unknown) if agent_id == unknown => None,
+            Manner::Commit | Manner::Unknown(_) => {
+                Some(IngestAck { received: range.clone(), committed: range, ..ack })
+            }
             Manner::ReceiveOnly => Some(IngestAck { received: range, ..ack }),
             Manner::BreakAfter(limit) if count >= limit => None,
             Manner::BreakAfter(_) | Manner::Silent => Some(IngestAck { received: range, ..ack }),
@@ -195,7 +201,11 @@ impl AgentService for Service {
                         }
                     }
                     None => {
-                        let broken = acks.send(Err(Status::unavailable("broken on purpose"))).await;
+                        let mut status = Status::unavailable("broken on purpose");
+                        if let Manner::Unknown(unknown) = peer.manner() {
+                            status.metadata_mut().insert(UNKNOWN_AGENT, unknown.into());
+                        }
+                        let broken = acks.send(Err(status)).await;
                         assert!(broken.is_ok());
                         return;
                     }

@@ -128,6 +128,30 @@ async fn received_batches_stay_until_they_are_committed() {
 }
 
 #[tokio::test]
+async fn batches_under_an_id_that_the_node_does_not_know_go_under_the_present_one() {
+    let peer = Peer::new(Manner::Unknown(3));
+    let (server, _task) = peer.serve().await;
+    let rig = Rig::start(vec![server]);
+    until("connection", || rig.state.connected.load(Ordering::Relaxed)).await;
+    let first = rig.append(1);
+    let second = {
+        let mut spool = rig.spool.lock();
+        spool.set_agent_id(3).unwrap();
+        let second = spool.append(batch(7), 1).unwrap();
+        spool.set_agent_id(5).unwrap();
+        second
+    };
+    rig.spool.flush().unwrap();
+    until("empty spool", || rig.spool.lock().is_empty()).await;
+    let seen: Vec<_> =
+        peer.see(|seen| seen.batches.iter().map(|batch| (batch.seq, batch.agent_id)).collect());
+    assert!(seen.contains(&(first[0], 5)) && seen.contains(&(second, 3)), "{seen:?}");
+    assert_eq!(seen.last(), Some(&(second, 5)), "nothing is lost");
+    assert_eq!(rig.spool.lock().stats().committed_batches, 2);
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn refused_batches_are_counted_by_reason_and_not_sent_again() {
     let peer = Peer::new(Manner::Reject);
     let (server, _task) = peer.serve().await;

@@ -24,6 +24,15 @@ pub(super) fn read_number(path: &Path) -> io::Result<Option<u32>> {
     }
 }
 
+/// The numbers in a file, but for those that are damaged.
+pub(super) fn read_numbers(path: &Path) -> io::Result<Vec<u32>> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).lines().filter_map(parse_number).collect()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error),
+    }
+}
+
 fn parse_number(text: &str) -> Option<u32> {
     let (number, crc) = text.trim_end().split_once(' ')?;
     (u32::from_str_radix(crc, 16).ok()? == crc32fast::hash(number.as_bytes())).then(|| number.parse().ok())?
@@ -31,8 +40,16 @@ fn parse_number(text: &str) -> Option<u32> {
 
 /// Replaces the number so that a crash leaves either the old or the new one.
 pub(super) fn write_number(path: &Path, number: u32) -> io::Result<()> {
-    let number = number.to_string();
-    write(path, format!("{number} {:08x}\n", crc32fast::hash(number.as_bytes())).as_bytes())
+    write_numbers(path, &[number])
+}
+
+/// The same for several, one a line.
+pub(super) fn write_numbers(path: &Path, numbers: &[u32]) -> io::Result<()> {
+    let line = |number: &u32| {
+        let number = number.to_string();
+        format!("{number} {:08x}\n", crc32fast::hash(number.as_bytes()))
+    };
+    write(path, numbers.iter().map(line).collect::<String>().as_bytes())
 }
 
 /// What a node said with the agent's id; empty when there is no such file. Nodes notice when it is damaged.

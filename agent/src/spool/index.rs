@@ -79,8 +79,8 @@ impl Spool {
             let first = identity::read_number(&self.config.data_dir.join("agent-id-first"))?;
             batch.agent_id = first.unwrap_or(self.agent_id);
         }
-        if batch.agent_id == self.agent_id_void {
-            // Of another cluster: none of the nodes has seen it.
+        if self.agent_ids_void.contains(&batch.agent_id) {
+            // Of another cluster, or lost with a node: nobody could take it under that id.
             batch.agent_id = self.agent_id;
         }
         batch.resent = resent;

@@ -316,6 +316,32 @@ fn batches_under_an_id_that_no_node_knows_go_under_the_one_that_they_gave() {
     let (mut spool, _) = open(&directory);
     assert_eq!((spool.agent_id(), spool.agent_id_proof()), (9, &[9; 32][..]));
     assert_eq!(spool.read(old).unwrap().unwrap().agent_id, 9);
+    let late = spool.append(batch(2, 60), NOW).unwrap();
+    spool.flush().unwrap();
+    spool.take_identity(&welcome(11, true)).unwrap();
+    drop(spool);
+    let (mut spool, _) = open(&directory);
+    for number in [old, late] {
+        assert_eq!(spool.read(number).unwrap().unwrap().agent_id, 11, "none of its earlier ids is known");
+    }
+}
+
+#[test]
+fn an_id_that_a_node_does_not_know_is_given_up_unless_it_is_the_present_one() {
+    let directory = TempDir::new().unwrap();
+    let (mut spool, _) = open(&directory);
+    spool.set_agent_id(7).unwrap();
+    let old = spool.append(batch(1, 60), NOW).unwrap();
+    spool.set_agent_id(8).unwrap();
+    spool.flush().unwrap();
+    spool.forget_agent_id(8).unwrap();
+    assert_eq!(spool.read(old).unwrap().unwrap().agent_id, 7);
+    for unknown in 7..=7 + VOID_MAX as u32 {
+        spool.forget_agent_id(unknown).unwrap();
+    }
+    assert_eq!(spool.read(old).unwrap().unwrap().agent_id, 8, "the latest are kept");
+    spool.forget_agent_id(100).unwrap();
+    assert_eq!(spool.read(old).unwrap().unwrap().agent_id, 7, "the list has an end");
 }
 
 #[derive(Debug, Clone)]

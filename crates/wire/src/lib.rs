@@ -8,7 +8,7 @@ mod codec;
 mod measure;
 
 pub use batch::{MalformedBatch, open, seal, seq};
-pub use measure::list_bytes_max;
+pub use measure::{list_bytes_max, text_bytes_max};
 
 #[allow(
     clippy::all,
@@ -35,11 +35,18 @@ pub const fn is_spoken(version: u32) -> bool {
     version >= PROTOCOL_VERSION_OLDEST && version <= PROTOCOL_VERSION
 }
 
+/// Header of a refused stream of batches: the id of the agent that the node does not know.
+pub const UNKNOWN_AGENT: &str = "metaflow-unknown-agent";
+
 /// Largest compressed payload of one batch. Bounds what one message can make a node hold.
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
 
 /// Largest decompressed payload of one batch; zstd is stopped there, so a bomb costs no more.
 pub const COLUMNS_BYTES_MAX: usize = 32 << 20;
+
+/// Bytes of text that the rows of one batch may have, when that is more than the batch lists: rows share strings, and each gets its own in
+/// the store. Agents cut batches before.
+pub const TEXT_BYTES_MAX: usize = 4 << 20;
 
 /// Most rows in one batch.
 pub const BATCH_ROWS_MAX: u32 = 100_000;

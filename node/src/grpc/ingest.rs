@@ -15,11 +15,11 @@ use std::{
 
 use futures::Stream;
 use metaflow_actors::{
-    ingester::{self, Ack, Acks, Ingester, Reply},
+    ingester::{self, Acks, Ingester, Reply},
     memory::Permit,
 };
 use metaflow_schema::enums::Kind;
-use metaflow_wire::{BATCH_BYTES_MAX, Batch, IngestAck, Rejection, SeqRange};
+use metaflow_wire::{BATCH_BYTES_MAX, Batch, IngestAck, Rejection, SeqRange, UNKNOWN_AGENT};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, Streaming};
@@ -160,35 +160,35 @@ async fn take(
     mut batches: Box<Incoming>,
     reply: &Reply,
 ) -> Result<(), Status> {
-    let agent_id = first.0.agent_id;
-    if !is_known(agents, agent_id).await? {
-        agents.metrics.reject("unknown_agent");
-        return Err(Status::failed_precondition(format!(
-            "agent {agent_id} is not known here: say Hello on Sync first"
-        )));
-    }
-    let mut entered = vec![enter(agents, agent_id)?];
+    let mut entered: Vec<Entered> = Vec::new();
     let mut next = Some(first);
     while let Some((batch, permit)) = next {
-        let has_entered = |entered: &[Entered]| entered.iter().any(|one| one.agent_id == batch.agent_id);
-        if !has_entered(&entered)
-            && entered.len() < IDS_OF_AGENT_MAX
-            && is_known(agents, batch.agent_id).await?
-        {
-            entered.push(enter(agents, batch.agent_id)?);
+        if !entered.iter().any(|one| one.agent_id == batch.agent_id) {
+            entered.push(admit(agents, batch.agent_id, entered.len()).await?);
         }
-        if has_entered(&entered) {
-            agents.ingester.submit(batch, permit, reply.clone());
-        } else {
-            agents.metrics.reject("other_agent");
-            let reason = format!("batch of agent {} on a stream of agent {agent_id}", batch.agent_id);
-            if !reply.send(Ack::Rejected { seq: batch.seq, reason }) {
-                return Ok(());
-            }
-        }
+        agents.ingester.submit(batch, permit, reply.clone());
         next = batches.next().await?;
     }
     Ok(())
+}
+
+/// Lets batches under another id in. Where it does not, the stream ends: the agent has the batch still, and knows what to do.
+async fn admit(agents: &Agents, agent_id: u32, others: usize) -> Result<Entered, Status> {
+    if others >= IDS_OF_AGENT_MAX {
+        agents.metrics.reject("too_many_ids");
+        return Err(Status::resource_exhausted(format!(
+            "a stream brings batches of {IDS_OF_AGENT_MAX} ids: send those of agent {agent_id} on another one"
+        )));
+    }
+    if !is_known(agents, agent_id).await? {
+        agents.metrics.reject("unknown_agent");
+        let mut status = Status::failed_precondition(format!(
+            "agent {agent_id} is not known here: say Hello on Sync first"
+        ));
+        status.metadata_mut().insert(UNKNOWN_AGENT, agent_id.into());
+        return Err(status);
+    }
+    enter(agents, agent_id)
 }
 
 fn enter(agents: &Agents, agent_id: u32) -> Result<Entered, Status> {
