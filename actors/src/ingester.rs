@@ -229,14 +229,16 @@ fn places(memory: &Memory, batches: usize) -> Permit {
     memory.intake.try_acquire((batches * PLACE_BYTES).min(memory.intake.capacity())).unwrap_or_default()
 }
 
-/// Memory that a batch takes on its way to the store, at most: itself, its columns and what they list, and its rows with tags, twice while
-/// they are encoded.
+/// Memory that a batch takes on its way to the store, at most: itself, its columns and what they list, and its rows with tags and texts,
+/// twice while they are encoded.
 pub fn cost(batch: &wire::Batch) -> usize {
     let row_bytes = schema_table(batch.table()).map_or(0, row_bytes);
     let rows = batch.rows.min(wire::BATCH_ROWS_MAX);
     let columns = batch.uncompressed_bytes.min(wire::COLUMNS_BYTES_MAX as u32);
     let lists = wire::list_bytes_max(rows, columns);
-    (batch.payload.len() + 2 * columns as usize + lists + 2 * rows as usize * row_bytes).max(COST_MIN)
+    // Never less than the columns.
+    let texts = wire::text_bytes_max(rows, columns);
+    (batch.payload.len() + 2 * texts + lists + 2 * rows as usize * row_bytes).max(COST_MIN)
 }
 
 fn schema_table(table: wire::Table) -> Option<&'static SchemaTable> {

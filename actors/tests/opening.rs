@@ -1,10 +1,16 @@
-//! What a batch from outside takes in memory when it is opened, whatever it says: no more than it was admitted with.
+//! What a batch from outside takes in memory when it is opened, and when its rows are made for the store, whatever it says: no more than it
+//! was admitted with.
 //!
 //! A test of its own program, because the allocator that counts is the whole program's.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use metaflow_actors::ingester;
+use metaflow_actors::{
+    ingester,
+    labeler::{Error, Input, Names, Snapshot},
+    rows::BatchId,
+};
+use metaflow_schema::enums::Kind;
 use metaflow_wire::{
     BATCH_ROWS_MAX, Batch, COLUMNS_BYTES_MAX, Columns, L7FlowLog, MalformedBatch, PROTOCOL_VERSION, Table,
     columns::Rows, open, seal,
@@ -205,4 +211,81 @@ fn a_batch_whose_every_text_and_address_is_another_is_opened() {
     let (result, peak) = opened(&batch);
     result.unwrap();
     assert!(peak <= ingester::cost(&batch) + DECOMPRESSOR, "{peak} of {}", ingester::cost(&batch));
+}
+
+/// Gives every name one id.
+struct OneId;
+
+impl Names for OneId {
+    type Error = std::convert::Infallible;
+
+    fn ids(&self, wanted: &[(Kind, &str)]) -> Result<Vec<u32>, Self::Error> {
+        Ok(wanted.iter().map(|(_, name)| u32::from(!name.is_empty())).collect())
+    }
+
+    fn may_exist(&self, _: Kind, _: u32) -> bool {
+        true
+    }
+}
+
+/// Makes rows of a batch and encodes them for the store; the answer comes with the most memory that this took.
+fn encoded(batch: &Batch) -> (Result<usize, String>, usize) {
+    let before = MEMORY.current_usage();
+    MEMORY.reset_peak_usage();
+    let input = Input { snapshot: &Snapshot::default(), names: &OneId, id: BatchId { agent_id: 1, seq: 1 } };
+    let result = match input.label(batch) {
+        Ok(rows) => rows.encode_native().map(|body| body.len()).map_err(|error| error.to_string()),
+        Err(Error::Malformed(malformed)) => Err(malformed.to_string()),
+    };
+    (result, MEMORY.peak_usage().saturating_sub(before))
+}
+
+/// Requests that share one text in some of their columns.
+fn sharing(rows: u32, text_bytes: usize, columns: usize) -> Batch {
+    let texts = |column: usize| if column < columns { vec![1; rows as usize] } else { vec![] };
+    let message = Columns {
+        strings: vec![String::new(), "x".repeat(text_bytes)],
+        rows: Some(Rows::L7FlowLog(L7FlowLog {
+            request_resource: texts(0),
+            response_result: texts(1),
+            trace_id: texts(2),
+            referer: texts(3),
+            http_proxy_client: texts(4),
+            endpoint: texts(5),
+            ..L7FlowLog::default()
+        })),
+        ..Columns::default()
+    };
+    seal(1, 1, Table::L7FlowLog, rows, &message)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn rows_take_no_more_memory_than_their_batch_was_admitted_with(
+        rows in prop_oneof![1..20_u32, 1_000..9_000_u32],
+        text_bytes in prop_oneof![0..20_usize, 200..800_usize, 10_000..200_000_usize],
+        columns in 0..7_usize,
+    ) {
+        let _alone = alone();
+        let batch = sharing(rows, text_bytes, columns);
+        let (result, peak) = encoded(&batch);
+        let admitted = ingester::cost(&batch) + DECOMPRESSOR;
+        prop_assert!(peak <= admitted, "{peak} bytes, {admitted} are admitted: {result:?}");
+    }
+}
+
+#[test]
+fn texts_that_rows_share_are_no_way_around_the_limit() {
+    let _alone = alone();
+    // As an agent makes them: a statement of 400 bytes in each of 8,192 rows.
+    encoded(&sharing(8_192, 400, 1)).0.unwrap();
+    // Half a kilobyte on the wire, sixteen megabytes in the store.
+    let batch = sharing(1_000, 16 << 10, 1);
+    assert!(batch.payload.len() < 512, "{}", batch.payload.len());
+    let (result, peak) = encoded(&batch);
+    let error = result.unwrap_err();
+    assert!(error.contains("request_resource") && error.contains("4194304 bytes"), "{error}");
+    assert!(peak < 4 << 20, "{peak} bytes");
 }

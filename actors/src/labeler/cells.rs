@@ -7,9 +7,6 @@ use metaflow_schema::types::Texts;
 
 use super::Malformed;
 
-/// Text bytes of one batch after indexes are followed: what a batch may make of its strings, which many rows can share.
-pub(super) const TEXT_BYTES_MAX: usize = 64 << 20;
-
 /// Microseconds since 1970 at the end of the last second that partitions are counted in.
 const MICROS_MAX: u64 = (u32::MAX as u64) * 1_000_000;
 
@@ -17,15 +14,16 @@ const MICROS_MAX: u64 = (u32::MAX as u64) * 1_000_000;
 pub(super) struct Cells<'a> {
     pub rows: usize,
     pub strings: &'a [String],
-    /// Left of [`TEXT_BYTES_MAX`].
+    /// What texts of further columns may have, indexes followed: many rows can share a string.
     text_bytes: usize,
+    text_bytes_max: usize,
 }
 
 impl<'a> Cells<'a> {
-    pub(super) fn new(rows: usize, strings: &'a [String]) -> Result<Self, Malformed> {
+    pub(super) fn new(rows: usize, strings: &'a [String], text_bytes_max: usize) -> Result<Self, Malformed> {
         match strings.first() {
             Some(first) if !first.is_empty() => Err(Malformed::FirstString),
-            _ => Ok(Self { rows, strings, text_bytes: TEXT_BYTES_MAX }),
+            _ => Ok(Self { rows, strings, text_bytes: text_bytes_max, text_bytes_max }),
         }
     }
 
@@ -76,7 +74,7 @@ impl<'a> Cells<'a> {
         let text = |index: &u32| self.strings.get(*index as usize).map_or("", String::as_str);
         let bytes: usize = column.iter().map(|index| text(index).len()).sum();
         let Some(left) = self.text_bytes.checked_sub(bytes) else {
-            return Err(Malformed::TextBytes { column: name });
+            return Err(Malformed::TextBytes { column: name, limit: self.text_bytes_max });
         };
         let mut texts = Texts::with_capacity(self.rows, bytes);
         for index in &column {

@@ -36,8 +36,8 @@ pub enum Malformed {
     Length { column: &'static str, cells: usize, rows: usize },
     #[error("column {column} holds {value}, which is out of its range")]
     Value { column: &'static str, value: u64 },
-    #[error("texts of column {column} exceed the limit of a batch")]
-    TextBytes { column: &'static str },
+    #[error("with column {column} the texts of the rows exceed the limit of {limit} bytes for such a batch")]
+    TextBytes { column: &'static str, limit: usize },
     #[error("the first string of the batch is not empty")]
     FirstString,
     #[error("an address of the batch has {0} bytes")]
@@ -67,7 +67,8 @@ impl<N: Names> Input<'_, N> {
     /// Opens a batch and fills every column of its table.
     pub fn label(&self, batch: &wire::Batch) -> Result<Rows, Error<N::Error>> {
         let (table, columns) = wire::open(batch).map_err(Malformed::Batch)?;
-        self.label_columns(table, batch.rows as usize, columns)
+        let text_bytes = wire::text_bytes_max(batch.rows, batch.uncompressed_bytes);
+        self.fill(table, batch.rows as usize, columns, text_bytes)
     }
 
     /// Fills every column of a table. `rows` is bounded by who opened the batch.
@@ -77,12 +78,22 @@ impl<N: Names> Input<'_, N> {
         rows: usize,
         columns: wire::Columns,
     ) -> Result<Rows, Error<N::Error>> {
+        self.fill(table, rows, columns, wire::TEXT_BYTES_MAX)
+    }
+
+    fn fill(
+        &self,
+        table: wire::Table,
+        rows: usize,
+        columns: wire::Columns,
+        text_bytes: usize,
+    ) -> Result<Rows, Error<N::Error>> {
         use wire::Table as T;
         if !self.names.may_exist(Kind::Agent, self.id.agent_id) {
             return Err(Malformed::Agent(self.id.agent_id).into());
         }
         let wire::Columns { strings, addresses, rows: columns } = columns;
-        let cells = &mut Cells::new(rows, &strings)?;
+        let cells = &mut Cells::new(rows, &strings, text_bytes)?;
         let labelled = match (table, columns) {
             (T::L4FlowLog, Some(WireRows::L4FlowLog(columns))) => {
                 Rows::L4FlowLog(Box::new(l4::flow_log(self, cells, &addresses, columns)?))

@@ -29,6 +29,7 @@ pub(super) struct Pool {
     recent: [u32; RECENT],
     addresses: Vec<Vec<u8>>,
     address_indexes: FxHashMap<IpAddr, u32>,
+    /// Of addresses, and of texts for each of their uses.
     bytes: usize,
 }
 
@@ -55,6 +56,8 @@ impl Pool {
         }
         let slot = recent_slot(cut);
         let recent = self.recent[slot];
+        // Each row gets a text of its own in the store, so each use counts, and not only the first.
+        self.bytes += cut.len();
         if self.strings.get(recent as usize).is_some_and(|known| known == cut) {
             return recent;
         }
@@ -69,7 +72,7 @@ impl Pool {
         }
         // Batches are cut long before 2^32 texts.
         let index = u32::try_from(self.strings.len()).unwrap_or(0);
-        self.bytes += text.len() + 4;
+        self.bytes += 4;
         self.strings.push(text.to_owned());
         self.string_indexes.insert(text.to_owned(), index);
         index

@@ -64,8 +64,9 @@ pub struct Texts {
 impl Texts {
     /// Room for `rows` strings of `bytes` together.
     pub fn with_capacity(rows: usize, bytes: usize) -> Self {
-        // One byte for most lengths.
-        Self { encoded: Vec::with_capacity(bytes + rows), ends: Vec::with_capacity(rows) }
+        // A length has one byte, and another one from each of these on.
+        let lengths = rows + (bytes >> 7) + (bytes >> 14) + (bytes >> 21);
+        Self { encoded: Vec::with_capacity(bytes + lengths), ends: Vec::with_capacity(rows) }
     }
 
     /// As many empty strings.

@@ -6,7 +6,7 @@
 
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 
-use crate::MalformedBatch;
+use crate::{MalformedBatch, TEXT_BYTES_MAX};
 
 /// Columns of a row that refer to strings, in the table that has most of them.
 const STRINGS_A_ROW: usize = 15;
@@ -33,6 +33,12 @@ pub(crate) struct Entries {
 pub fn list_bytes_max(rows: u32, uncompressed_bytes: u32) -> usize {
     let entries = entries_max(rows, STRINGS_A_ROW) + entries_max(rows, ADDRESSES_A_ROW);
     entries.min(uncompressed_bytes as usize / ENTRY_BYTES_MIN) * ENTRY_BYTES
+}
+
+/// Bytes of text that the rows of a batch may have, each use of a listed string counted.
+pub fn text_bytes_max(rows: u32, uncompressed_bytes: u32) -> usize {
+    let listed = uncompressed_bytes as usize;
+    listed.max(listed.saturating_mul(rows as usize * STRINGS_A_ROW).min(TEXT_BYTES_MAX))
 }
 
 fn entries_max(rows: u32, a_row: usize) -> usize {

@@ -69,7 +69,7 @@ fn every_defect_is_named() {
                 columns.strings[1] = "x".repeat(40 << 20);
                 rows.trace_id = vec![1; 2];
             }),
-            "texts of column trace_id exceed the limit of a batch",
+            "with column trace_id the texts of the rows exceed the limit of 4194304 bytes for such a batch",
         ),
     ];
     for (actual, expected) in cases {
