@@ -44,7 +44,7 @@ pub struct Servers {
     pub urls: Vec<String>,
     pub user: String,
     pub password: String,
-    /// LZ4 on inserts: worth it across a network, not on loopback.
+    /// LZ4 on inserts and answers: worth it across a network, not on loopback.
     pub compress: bool,
 }
 
@@ -112,23 +112,24 @@ struct Shared {
 impl Store {
     /// A client of ClickHouse servers. Nothing is sent yet.
     pub fn servers(servers: Servers, node_id: u32) -> Self {
+        Self::servers_over(None, servers, node_id)
+    }
+
+    /// The same over encrypted connections, where there is something to make them with.
+    pub fn servers_over(tls: Option<&metaflow_tls::Client>, servers: Servers, node_id: u32) -> Self {
         // The sender is dropped: the addresses never change.
-        Self::new(watch::channel(servers).1, node_id, None)
+        Self::new(Client::new(watch::channel(servers).1, tls), node_id, None)
     }
 
     /// A client of the embedded engine; it follows the engine through restarts.
     pub fn embedded(engine: &embedded::Engine, node_id: u32) -> Self {
-        Self::new(engine.servers(), node_id, Some(engine.process()))
+        Self::new(Client::new(engine.servers(), None), node_id, Some(engine.process()))
     }
 
-    fn new(
-        servers: watch::Receiver<Servers>,
-        node_id: u32,
-        process: Option<watch::Receiver<Option<u32>>>,
-    ) -> Self {
+    fn new(client: Client, node_id: u32, process: Option<watch::Receiver<Option<u32>>>) -> Self {
         Self {
             shared: Arc::new(Shared {
-                client: Client::new(servers),
+                client,
                 prefix: format!("metaflow-{node_id}-"),
                 // Tokens are remembered by the tables across all restarts: a name that came twice would cost the rows of a block.
                 life: std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), node_id),

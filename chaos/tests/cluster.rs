@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use metaflow_agent::sender;
 use metaflow_chaos::{agent::Agent, stored_batches};
 use metaflow_cluster_tests::{
-    Value,
+    Value, cluster,
     process::{Node, binary, free_port},
     server::StoreServer,
     wait_for,
@@ -99,13 +99,8 @@ impl Cluster {
 }
 
 fn node(folder: &Path, index: usize, gossip: &[u16], store: &StoreServer) -> Result<Node> {
-    let seeds: Vec<String> = gossip.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
-    let configuration = format!(
-        "{}\n[cluster]\nlisten = \"127.0.0.1:{}\"\nzone = \"z{index}\"\nseeds = [{}]\n",
-        store.node_configuration(),
-        gossip[index],
-        seeds[..3].join(", ")
-    );
+    let table = cluster::table(folder, gossip[index], &gossip[..3])?;
+    let configuration = format!("{}\n{table}zone = \"z{index}\"\n", store.node_configuration());
     Node::configure_member(&folder.join(format!("node-{index}")), u16::try_from(index + 1)?, &configuration)
 }
 

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Result, ensure};
 use metaflow_chaos::{Schedule, check_ledger, now_seconds, stored_batches};
 use metaflow_cluster_tests::{
+    cluster,
     ledger::LedgerAgent,
     process::{Node, free_port, number},
     server::StoreServer,
@@ -41,11 +42,8 @@ async fn nodes_that_die_in_turn_cost_no_row_and_double_none() -> Result<()> {
     let gossip = [free_port(), free_port()];
     let mut nodes = Vec::new();
     for (index, port) in gossip.iter().enumerate() {
-        let configuration = format!(
-            "{}\n[cluster]\nlisten = \"127.0.0.1:{port}\"\nseeds = [\"127.0.0.1:{}\"]\n",
-            server.node_configuration(),
-            gossip[1 - index]
-        );
+        let table = cluster::table(folder.path(), *port, &gossip)?;
+        let configuration = format!("{}\n{table}", server.node_configuration());
         let name = format!("node-{index}");
         let mut node =
             Node::configure_member(&folder.path().join(name), u16::try_from(index + 1)?, &configuration)?;

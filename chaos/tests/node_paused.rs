@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use metaflow_chaos::{check_ledger, now_seconds, stored_batches};
 use metaflow_cluster_tests::{
+    cluster,
     ledger::LedgerAgent,
     process::{Node, free_port},
     proxy::{Hold, Proxy},
@@ -37,7 +38,7 @@ async fn log_is_empty(node: &Node) -> Result<()> {
 }
 
 /// Stops the first node in an insert until the other one has stored everything, and checks what the store has in the end.
-async fn pause(nodes: &[Node; 2], proxy: &Proxy, hold: Hold, name: &str) -> Result<()> {
+async fn pause(nodes: &[Node; 2], server: &StoreServer, proxy: &Proxy, hold: Hold, name: &str) -> Result<()> {
     let urls = nodes.each_ref().map(Node::grpc_url);
     let at = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&at);
@@ -72,12 +73,8 @@ async fn a_node_that_is_stopped_in_an_insert_and_goes_on_later_doubles_no_row() 
     let proxy = Proxy::start(&server.address(), "l7_flow_log").await?;
     let gossip = [free_port(), free_port()];
     let configure = |index: usize, url: &str| {
-        let configuration = format!(
-            "{}\n[cluster]\nlisten = \"127.0.0.1:{}\"\nseeds = [\"127.0.0.1:{}\"]\n",
-            server.node_configuration_through(url),
-            gossip[index],
-            gossip[1 - index]
-        );
+        let table = cluster::table(folder.path(), gossip[index], &gossip)?;
+        let configuration = format!("{}\n{table}", server.node_configuration_through(url));
         let id = u16::try_from(index + 1)?;
         Node::configure_member(&folder.path().join(format!("node-{index}")), id, &configuration)
     };

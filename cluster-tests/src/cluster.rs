@@ -11,6 +11,8 @@ use crate::{
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What the nodes of a test share.
+pub(crate) const SECRET: &str = "nobody else would say this, and it is long enough\n";
 
 /// Nodes 1, 2, ... and their ClickHouse server; all end with the test.
 pub struct Cluster {
@@ -24,14 +26,10 @@ impl Cluster {
         let mut store = StoreServer::configure(&folder.join("store"))?;
         store.start().await?;
         let ports: Vec<u16> = (0..count).map(|_| free_port()).collect();
-        let seeds: Vec<String> = ports.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
         let mut nodes = Vec::new();
         for (node_id, port) in (1..).zip(&ports) {
-            let configuration = format!(
-                "{grpc}\n{}\n[cluster]\nlisten = \"127.0.0.1:{port}\"\nseeds = [{}]\n",
-                store.node_configuration(),
-                seeds.join(", ")
-            );
+            let table = table(folder, *port, &ports)?;
+            let configuration = format!("{grpc}\n{}\n{table}", store.node_configuration());
             let folder = folder.join(format!("node-{node_id}"));
             let mut node = Node::configure_member(&folder, node_id, &configuration)?;
             node.spawn()?;
@@ -57,4 +55,17 @@ impl Cluster {
     pub fn servers(&self) -> Vec<String> {
         self.nodes.iter().map(Node::grpc_address).collect()
     }
+}
+
+/// The `[cluster]` table of a node that gossips at a port of this machine; the nodes of `folder` share a secret. More lines may follow.
+pub fn table(folder: &Path, port: u16, seeds: &[u16]) -> Result<String> {
+    let secret = folder.join("cluster-secret");
+    if !secret.exists() {
+        std::fs::write(&secret, SECRET)?;
+    }
+    let seeds: Vec<String> = seeds.iter().map(|port| format!("\"127.0.0.1:{port}\"")).collect();
+    Ok(format!(
+        "[cluster]\nlisten = \"127.0.0.1:{port}\"\nseeds = [{}]\nsecret_file = {secret:?}\n",
+        seeds.join(", ")
+    ))
 }

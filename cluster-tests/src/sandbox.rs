@@ -27,6 +27,7 @@ use metaflow_tls::{Client, ClientFiles, HTTP_2, Identity};
 use tokio::{net::UdpSocket, process::Command, task::JoinSet};
 
 use crate::{
+    cluster,
     herd::{self, Herd},
     ledger::LedgerAgent,
     process::{binary, free_port},
@@ -251,12 +252,6 @@ async fn certificates(folder: &Path, nodes: usize) -> Result<()> {
     }
     let output = command.output().await?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    std::fs::write(
-        folder.join("secret"),
-        "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef\n",
-    )?;
-    #[cfg(unix)]
-    std::fs::set_permissions(folder.join("secret"), std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
     Ok(())
 }
 
@@ -279,10 +274,11 @@ impl Configuration<'_> {
         std::fs::create_dir_all(folder)?;
         let node_id = u16::try_from(at + 1)?;
         let seeds: Vec<_> = seeds.iter().map(|seed| format!("\"{seed}\"")).collect();
-        let (mut secret, mut encryption) = (String::new(), String::new());
+        let secret = folder.join("secret");
+        std::fs::write(&secret, cluster::SECRET)?;
+        let mut encryption = String::new();
         if let Some(tls) = tls {
             let file = |name: &str| tls.join(name);
-            secret = format!("secret_file = {:?}\n", file("secret"));
             encryption = format!(
                 "[tls]\ncertificate = {:?}\nkey = {:?}\nclient_authority = {:?}\n",
                 file(&format!("n{node_id}.crt")),
@@ -292,7 +288,7 @@ impl Configuration<'_> {
         }
         let text = format!(
             "node_id = {node_id}\ndata_dir = {:?}\nstop_within = \"10s\"\n[http]\nlisten = \"{http}\"\n[grpc]\nlisten = \"{grpc}\"\n{store}\n\
-             [cluster]\nlisten = \"{listen}\"\nadvertise = \"{advertise}\"\nseeds = [{}]\n{secret}{encryption}",
+             [cluster]\nlisten = \"{listen}\"\nadvertise = \"{advertise}\"\nseeds = [{}]\nsecret_file = {secret:?}\n{encryption}",
             folder.join("data"),
             seeds.join(", ")
         );

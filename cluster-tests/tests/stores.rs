@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use metaflow_cluster_tests::{
+    cluster,
     ledger::LedgerAgent,
     process::{Node, free_port, number},
     wait_for,
@@ -33,10 +34,7 @@ async fn any_node_answers_for_the_stores_of_all_and_names_the_missing() -> Resul
     let gossip = [free_port(), free_port()];
     let mut nodes = Vec::new();
     for (index, port) in gossip.iter().enumerate() {
-        let configuration = format!(
-            "[cluster]\nlisten = \"127.0.0.1:{port}\"\nseeds = [\"127.0.0.1:{}\"]\n",
-            gossip[1 - index]
-        );
+        let configuration = cluster::table(folder.path(), *port, &gossip)?;
         let node_id = u16::try_from(index + 1)?;
         let mut node =
             Node::configure_member(&folder.path().join(format!("n{node_id}")), node_id, &configuration)?;

@@ -24,7 +24,7 @@ pub use cluster::Cluster;
 pub use memory::Memory;
 pub use size::Size;
 pub use tls::Tls;
-pub(crate) use tls::is_local;
+pub(crate) use tls::{is_local, store as store_tls};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -134,8 +134,11 @@ pub enum Store {
     },
     /// A ClickHouse server.
     Server {
-        /// HTTP addresses, e.g. `http://10.0.0.1:8123`.
+        /// HTTP addresses, e.g. `https://10.0.0.1:8443`.
         urls: Vec<String>,
+        /// Where they begin with https: the servers have certificates of one of these (PEM).
+        #[serde(default)]
+        authority: Option<PathBuf>,
         #[serde(default = "default_user")]
         user: String,
         #[serde(default)]
@@ -270,7 +273,7 @@ fn check(config: &Config) -> anyhow::Result<()> {
         node_id,
         data_dir,
         stop_within,
-        insecure: _,
+        insecure,
         log: _,
         tls: _,
         cluster,
@@ -296,24 +299,42 @@ fn check(config: &Config) -> anyhow::Result<()> {
     ensure!(query.memory.0 >= 16 * MIB, "query.memory is below 16MiB: no query would run");
     memory.check()?;
     ensure!(wal.size_max.0 >= 64 * MIB, "wal.size_max is below 64MiB");
-    check_store(store)
+    check_store(store, *insecure)
 }
 
-fn check_store(store: &Store) -> anyhow::Result<()> {
-    let Store::Server { urls, user, password, password_file } = store else { return Ok(()) };
+fn check_store(store: &Store, insecure: bool) -> anyhow::Result<()> {
+    let Store::Server { urls, authority, user, password, password_file } = store else { return Ok(()) };
     ensure!(!urls.is_empty(), "store.urls is empty: name the HTTP address of a ClickHouse server");
+    let scheme = if authority.is_some() { "https" } else { "http" };
     for url in urls {
         let parsed: reqwest::Url =
             url.parse().with_context(|| format!("store.urls: {url:?} is not an address"))?;
-        ensure!(parsed.scheme() == "http", "store.urls: {url:?} does not begin with http://");
+        ensure!(
+            parsed.scheme() == scheme,
+            "store.urls: {url:?} does not begin with {scheme}://; https:// and store.authority go together"
+        );
         ensure!(
             parsed.username().is_empty() && parsed.password().is_none(),
             "store.urls: an address holds a user or password; set store.user and store.password_file"
         );
     }
+    ensure!(
+        insecure || authority.is_some() || !leave_machine(urls),
+        "store.urls: rows and the password would go to another machine in plain text: use https:// and set store.authority, or write \
+         insecure = true"
+    );
     ensure!(!user.is_empty(), "store.user is empty");
     if password.is_some() && password_file.is_some() {
         bail!("store.password and store.password_file are both set");
     }
     Ok(())
+}
+
+/// Whether what is sent to one of these addresses leaves this machine.
+pub(crate) fn leave_machine(urls: &[String]) -> bool {
+    let stays = |url: &String| {
+        let url = url.parse::<reqwest::Url>().ok();
+        url.as_ref().and_then(reqwest::Url::host_str).is_some_and(metaflow_tls::is_local)
+    };
+    !urls.iter().all(stays)
 }

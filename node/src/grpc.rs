@@ -34,7 +34,7 @@ use admission::{Admitted, Gated};
 pub(crate) use connection::Door;
 pub(crate) use ingest::Streams;
 pub(crate) use proofs::Proofs;
-pub(crate) use secret::Secret;
+pub(crate) use secret::{Secret, Trust};
 pub(crate) use sessions::{Moves, Named, Sessions};
 
 /// Streams of one connection; an agent needs two.
@@ -84,8 +84,8 @@ pub(crate) async fn serve(
     let stop = agents.stop.serving.clone();
     let _credit =
         AbortOnDropHandle::new(tokio::spawn(Arc::clone(&agents.streams).share(agents.ingester.clone())));
-    let secret = nodes.secret.clone();
-    let fleet = FleetServiceServer::new(fleet::Service { fleet, secret, stop: stop.clone() })
+    let trust = nodes.trust.clone();
+    let fleet = FleetServiceServer::new(fleet::Service { fleet, trust, stop: stop.clone() })
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let nodes = NodeServiceServer::new(nodes)

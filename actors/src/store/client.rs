@@ -7,6 +7,7 @@ use std::{
 };
 
 use clickhouse::{Client as Http, Compression, error::Error as HttpError};
+use hyper_util::{client::legacy::Client as Hyper, rt::TokioExecutor};
 use tokio::sync::watch;
 
 use super::{Error, Insert, Servers, fence};
@@ -15,6 +16,8 @@ use super::{Error, Insert, Servers, fence};
 const SEND_WITHIN: Duration = Duration::from_secs(30);
 /// Storing a block takes below a second; a store under heavy load some more. After this its fate is looked up.
 const INSERT_WITHIN: Duration = Duration::from_secs(120);
+/// ClickHouse closes connections that are idle for 3 s.
+const IDLE_WITHIN: Duration = Duration::from_secs(2);
 /// Our own questions are small.
 const ASK_WITHIN: Duration = Duration::from_secs(60);
 
@@ -59,8 +62,14 @@ impl fmt::Debug for Client {
 }
 
 impl Client {
-    pub(super) fn new(servers: watch::Receiver<Servers>) -> Self {
-        Self { http: Http::default(), servers, current: AtomicUsize::new(0) }
+    /// With `tls`, all addresses are `https`; without, none is.
+    pub(super) fn new(servers: watch::Receiver<Servers>, tls: Option<&metaflow_tls::Client>) -> Self {
+        let encrypted = |tls: &metaflow_tls::Client| {
+            let hyper =
+                Hyper::builder(TokioExecutor::new()).pool_idle_timeout(IDLE_WITHIN).build(tls.connector());
+            Http::with_http_client(hyper)
+        };
+        Self { http: tls.map_or_else(Http::default, encrypted), servers, current: AtomicUsize::new(0) }
     }
 
     fn http(&self) -> Http {

@@ -16,7 +16,10 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use crate::{Error, Identity, Reloading, pem, provider, validity};
+use crate::{Error, Identity, Reloading, Stream, pem, provider, validity};
+
+/// Where an address names none.
+const PORT: u16 = 443;
 
 /// A connection to a server.
 pub type ClientStream = tokio_rustls::client::TlsStream<TcpStream>;
@@ -73,20 +76,20 @@ impl Client {
         TlsConnector::from(Arc::clone(&made.config)).connect(name, stream).await.map_err(Error::Handshake)
     }
 
-    /// What tonic's `connect_with_connector` takes; the endpoint's address is `https://host:port`.
+    /// What tonic's `connect_with_connector` takes, and hyper's client; addresses are `https://host:port`.
     pub fn connector(&self) -> Connector {
         Connector { client: self.clone() }
     }
 }
 
-/// Connects for tonic, whose own connector would forget the tickets with each new endpoint.
+/// Connects for tonic, whose own connector would forget the tickets with each new endpoint, and for hyper.
 #[derive(Debug, Clone)]
 pub struct Connector {
     client: Client,
 }
 
 impl tower_service::Service<Uri> for Connector {
-    type Response = TokioIo<ClientStream>;
+    type Response = TokioIo<Stream>;
     type Error = Error;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Error>> + Send>>;
 
@@ -97,10 +100,11 @@ impl tower_service::Service<Uri> for Connector {
     fn call(&mut self, uri: Uri) -> Self::Future {
         let client = self.client.clone();
         Box::pin(async move {
-            let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else {
-                return Err(Error::Name(uri.to_string()));
-            };
-            client.connect(host, port).await.map(TokioIo::new)
+            let Some(host) = uri.host() else { return Err(Error::Name(uri.to_string())) };
+            client
+                .connect(host, uri.port_u16().unwrap_or(PORT))
+                .await
+                .map(|stream| TokioIo::new(Stream(stream)))
         })
     }
 }

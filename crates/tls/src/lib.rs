@@ -10,6 +10,7 @@ mod error;
 mod pem;
 mod reload;
 mod server;
+mod stream;
 #[cfg(test)]
 mod tests;
 mod validity;
@@ -24,6 +25,7 @@ pub use client::{Client, ClientFiles, ClientStream, Connector};
 pub use error::{AcceptError, Error};
 pub use reload::Reloading;
 pub use server::{Server, ServerFiles, ServerStream, hang_up};
+pub use stream::Stream;
 
 /// Protocol names (ALPN).
 pub const HTTP_1: &[u8] = b"http/1.1";

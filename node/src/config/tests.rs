@@ -48,6 +48,7 @@ fn unknown_and_unsafe_values_are_refused_by_name() {
             "grpc.listen = '0.0.0.0:1'\ntls.certificate = '/a'\ntls.key = '/b'\ncluster.seeds = ['a:1']",
             "cluster.secret_file",
         ),
+        ("cluster.seeds = ['127.0.0.1:1']", "cluster.secret_file"),
         ("tls.certificate = '/a'", "tls.key"),
         ("tls.key = '/a'\ninsecure = true", "tls.key"),
         ("tls.client_authority = '/a'", "tls.client_authority"),
@@ -59,10 +60,12 @@ fn unknown_and_unsafe_values_are_refused_by_name() {
         ("store.mode = 'paper'", "paper"),
         ("store.mode = 'embedded'\nstore.urls = []", "urls"),
         ("store.mode = 'server'\nstore.urls = []", "store.urls"),
-        ("store.mode = 'server'\nstore.urls = ['https://a']", "store.urls"),
-        ("store.mode = 'server'\nstore.urls = ['http://u:p@a']", "password"),
+        ("store.mode = 'server'\nstore.urls = ['https://a:1']", "store.authority"),
+        ("store.mode = 'server'\nstore.urls = ['http://a:1']\nstore.authority = '/a'", "https://"),
+        ("store.mode = 'server'\nstore.urls = ['http://u:p@a:1']", "password"),
+        ("store.mode = 'server'\nstore.urls = ['http://127.0.0.1:1', 'http://a:1']", "insecure = true"),
         (
-            "store.mode = 'server'\nstore.urls = ['http://a']\nstore.password = 'x'\nstore.password_file = '/x'",
+            "store.mode = 'server'\nstore.urls = ['http://[::1]:1']\nstore.password = 'x'\nstore.password_file = '/x'",
             "password_file",
         ),
     ];
@@ -90,6 +93,9 @@ fn sockets_may_be_open_when_they_are_guarded_or_somebody_wrote_so() {
         "grpc.listen = '0.0.0.0:1'\nhttp.listen = '0.0.0.0:2'\ninsecure = true",
         &format!("grpc.listen = '0.0.0.0:1'\nhttp.listen = '[::]:2'\ncluster.seeds = ['a:1']\n{FILES}"),
         "grpc.listen = '127.0.0.2:1'\nhttp.listen = '[::1]:2'",
+        "cluster.seeds = ['127.0.0.1:1']\ninsecure = true",
+        "store.mode = 'server'\nstore.urls = ['http://a:1']\ninsecure = true",
+        "store.mode = 'server'\nstore.urls = ['https://a:1', 'https://b:1']\nstore.authority = '/a'",
         "grpc.listen = '[::ffff:127.0.0.1]:1'",
     ] {
         check(&parse(text).unwrap()).unwrap();
@@ -102,6 +108,18 @@ fn the_command_line_wins_over_the_file_and_a_missing_file_is_named() {
     assert_eq!(config.data_dir, Path::new("/elsewhere"));
     let error = load(Some(Path::new("/no/such/file.toml")), None).unwrap_err();
     assert!(error.to_string().contains("/no/such/file.toml"), "{error}");
+}
+
+#[test]
+fn only_addresses_of_this_machine_stay_on_it() {
+    let check = |urls: &[&str], leaves| {
+        let urls: Vec<_> = urls.iter().map(|&url| url.to_owned()).collect();
+        assert_eq!(leave_machine(&urls), leaves, "{urls:?}");
+    };
+    check(&["http://127.0.0.1:8123", "http://localhost", "http://[::1]:8123/path"], false);
+    check(&["http://127.0.0.1:8123", "http://10.0.0.1:8123"], true);
+    check(&["http://localhost.example:8123"], true);
+    check(&["not an address"], true);
 }
 
 #[test]

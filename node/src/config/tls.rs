@@ -6,7 +6,7 @@ use anyhow::{Context as _, ensure};
 use metaflow_tls::{Client, ClientFiles, HTTP_1, HTTP_2, Identity, Server, ServerFiles};
 use serde::Deserialize;
 
-use super::Config;
+use super::{Config, Store};
 
 /// Files in PEM form; they may change while the node runs. With a certificate, gRPC and HTTP are encrypted wherever they listen.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
@@ -56,6 +56,13 @@ impl Tls {
     }
 }
 
+/// What connections to ClickHouse servers are made with; none in plain text.
+pub(crate) fn store(store: &Store) -> anyhow::Result<Option<Client>> {
+    let Store::Server { authority: Some(authority), .. } = store else { return Ok(None) };
+    let client = Client::load(ClientFiles { authority: authority.clone(), identity: None }, HTTP_1);
+    client.context("in store.authority of the configuration").map(Some)
+}
+
 /// Refuses sockets that would let strangers read or ask.
 pub(super) fn check(config: &Config) -> anyhow::Result<()> {
     let Tls { certificate, key, client_authority } = &config.tls;
@@ -81,12 +88,9 @@ pub(super) fn check(config: &Config) -> anyhow::Result<()> {
         config.http.listen
     );
     ensure!(
-        is_local(config.grpc.listen)
-            || config.cluster.seeds.is_empty()
-            || config.cluster.secret_file.is_some(),
-        "grpc.listen = {} is open to other machines, and everybody may call as a node of the cluster: set cluster.secret_file to a file that \
-         all nodes share (`openssl rand -hex 32` makes a secret), or write insecure = true",
-        config.grpc.listen
+        !config.cluster.is_several() || config.cluster.secret_file.is_some(),
+        "cluster.seeds names other nodes, and everybody who connects could call as one of them: set cluster.secret_file to a file that all \
+         nodes share (`openssl rand -hex 32` makes a secret), or write insecure = true"
     );
     Ok(())
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    grpc::{Secret, fleet::Service},
+    grpc::{Secret, Trust, fleet::Service},
     node::Guide,
     observe::{Filter, Part},
 };
@@ -54,7 +54,8 @@ impl Member {
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let service = Service { fleet: fleet.clone(), secret, stop: CancellationToken::new() };
+        let service =
+            Service { fleet: fleet.clone(), trust: Trust::new(secret, true), stop: CancellationToken::new() };
         let serving = tonic::transport::Server::builder()
             .add_service(FleetServiceServer::new(service))
             .serve_with_incoming(TcpListenerStream::new(listener));

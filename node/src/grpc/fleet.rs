@@ -11,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::Secret;
+use super::Trust;
 use crate::{
     fleet::{AGENTS_A_MESSAGE, Fleet},
     observe::Filter,
@@ -21,7 +21,7 @@ use crate::{
 pub(crate) struct Service {
     pub(crate) fleet: Fleet,
     /// None: the socket is of this machine alone.
-    pub(crate) secret: Option<Secret>,
+    pub(crate) trust: Trust,
     /// Ends the streams that last.
     pub(crate) stop: CancellationToken,
 }
@@ -77,6 +77,6 @@ impl FleetService for Service {
 
 impl Service {
     fn let_in<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        self.secret.as_ref().map_or(Ok(()), |secret| secret.check(request.metadata()))
+        self.trust.check(request.metadata())
     }
 }

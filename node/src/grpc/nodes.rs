@@ -12,7 +12,7 @@ use metaflow_wire::{
 };
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Secret;
+use super::Trust;
 use crate::{
     http,
     inspect::{self, Arguments, Failure, Topic},
@@ -24,7 +24,7 @@ use crate::{
 pub(crate) struct Nodes {
     pub(crate) dictionary: Dictionary,
     /// None: the socket is of this machine alone.
-    pub(crate) secret: Option<Secret>,
+    pub(crate) trust: Trust,
     /// What else is known of this node; none where there is a dictionary alone.
     pub(crate) parts: Option<Parts>,
     /// None: rows are in a store that nodes share.
@@ -101,7 +101,7 @@ impl NodeService for Nodes {
 
 impl Nodes {
     fn let_in<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        self.secret.as_ref().map_or(Ok(()), |secret| secret.check(request.metadata()))
+        self.trust.check(request.metadata())
     }
 
     fn engine(&self) -> Result<&Engine, Status> {

@@ -4,21 +4,21 @@
 //! machine for ever, and the node that hears of it first writes that down. So nobody believes an agent's word: the node that gave the id
 //! signed it with the cluster's secret, together with the machine's identity. Nobody needs to be asked, not even the node that gave it.
 //!
-//! Without a secret the signature is a checksum: it finds mistakes, no more. Whoever reaches the socket of such a node can name things
-//! anyway, which is why it listens on loopback alone unless the operator says otherwise.
+//! A node that is alone believes nobody: no other gave anything. Nodes that share no secret, because the operator wrote `insecure = true`,
+//! sign with an empty one: that finds mistakes, no more. Whoever reaches them can name things anyway.
 
 use metaflow_actors::controller::Introduction;
 use metaflow_wire::{Hello, Welcome};
 use ring::hmac;
 
-use super::Secret;
+use super::Trust;
 
 #[derive(Clone, Debug)]
-pub(crate) struct Proofs(Option<Secret>);
+pub(crate) struct Proofs(Trust);
 
 impl Proofs {
-    pub(crate) fn new(secret: Option<Secret>) -> Self {
-        Self(secret)
+    pub(crate) fn new(trust: Trust) -> Self {
+        Self(trust)
     }
 
     /// Looks whether the id that an agent says it has was given to it.
@@ -27,8 +27,9 @@ impl Proofs {
         let signed = signed(hello.agent_id, &hello.machine_id);
         let fits = |key: &hmac::Key| hmac::verify(key, &signed, &proof).is_ok();
         let is_proven = match &self.0 {
-            Some(secret) => secret.keys(|keys| keys.iter().any(fits)),
-            None => fits(&key(b"")),
+            Trust::Nobody => false,
+            Trust::Shared(secret) => secret.keys(|keys| keys.iter().any(fits)),
+            Trust::Everybody => fits(&key(b"")),
         };
         Introduction { hello, is_proven }
     }
@@ -38,8 +39,9 @@ impl Proofs {
         let signed = signed(welcome.agent_id, machine_id);
         let sign = |key: &hmac::Key| hmac::sign(key, &signed).as_ref().to_vec();
         welcome.agent_id_proof = match &self.0 {
-            Some(secret) => secret.keys(|keys| keys.first().map(sign)).unwrap_or_default(),
-            None => sign(&key(b"")),
+            Trust::Nobody => Vec::new(),
+            Trust::Shared(secret) => secret.keys(|keys| keys.first().map(sign)).unwrap_or_default(),
+            Trust::Everybody => sign(&key(b"")),
         };
     }
 }
@@ -58,6 +60,7 @@ fn signed(agent_id: u32, machine_id: &str) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grpc::Secret;
 
     const ONE: &str = "11111111111111111111111111111111";
     const TWO: &str = "22222222222222222222222222222222";
@@ -66,7 +69,7 @@ mod tests {
     fn proofs(folder: &tempfile::TempDir, lines: &[&str]) -> Proofs {
         let file = folder.path().join(lines.join("-"));
         std::fs::write(&file, lines.join("\n")).unwrap();
-        Proofs::new(Some(Secret::load(file).unwrap()))
+        Proofs::new(Trust::Shared(Secret::load(file).unwrap()))
     }
 
     fn is_believed(by: &Proofs, giver: &Proofs, change: impl Fn(&mut Hello)) -> bool {
@@ -89,10 +92,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let [node, other] = [(); 2].map(|()| proofs(&folder, &[ONE]));
         let stranger = proofs(&folder, &[TWO]);
-        let (alone, open) = (Proofs::new(None), Proofs::new(None));
+        let (insecure, open) = (Proofs::new(Trust::Everybody), Proofs::new(Trust::Everybody));
+        let alone = Proofs::new(Trust::Nobody);
         assert!(is_believed(&other, &node, |_| {}));
-        assert!(is_believed(&open, &alone, |_| {}));
-        for (by, giver) in [(&stranger, &node), (&alone, &node), (&node, &alone)] {
+        assert!(is_believed(&open, &insecure, |_| {}));
+        let strangers = [
+            (&stranger, &node),
+            (&insecure, &node),
+            (&node, &insecure),
+            (&alone, &alone),
+            (&alone, &insecure),
+            (&alone, &node),
+        ];
+        for (by, giver) in strangers {
             assert!(!is_believed(by, giver, |_| {}));
         }
         for by in [&other, &open] {

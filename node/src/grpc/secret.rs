@@ -67,6 +67,38 @@ impl Secret {
     }
 }
 
+/// Who is believed to be a node of this cluster.
+#[derive(Clone, Debug)]
+pub(crate) enum Trust {
+    /// Nobody: the node is alone.
+    Nobody,
+    /// Who shows the secret.
+    Shared(Secret),
+    /// Who connects: there are to be other nodes, and the operator wrote that no secret is needed.
+    Everybody,
+}
+
+impl Trust {
+    pub(crate) fn new(secret: Option<Secret>, is_several: bool) -> Self {
+        match secret {
+            Some(secret) => Self::Shared(secret),
+            None if is_several => Self::Everybody,
+            None => Self::Nobody,
+        }
+    }
+
+    /// Lets a call in, or not, by its headers.
+    pub(crate) fn check(&self, metadata: &MetadataMap) -> Result<(), Status> {
+        match self {
+            Self::Nobody => Err(Status::unauthenticated(
+                "this node is a cluster of one: set cluster.seeds and cluster.secret_file",
+            )),
+            Self::Shared(secret) => secret.check(metadata),
+            Self::Everybody => Ok(()),
+        }
+    }
+}
+
 /// Adds the secret to a call: `NodeServiceClient::with_interceptor(channel, secret.clone())`.
 impl Interceptor for Secret {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -136,6 +168,18 @@ mod tests {
         let mut forged = MetadataMap::new();
         forged.insert(HEADER, ONE.parse().unwrap());
         one.check(&forged).unwrap_err();
+    }
+
+    #[test]
+    fn a_node_that_is_alone_believes_nobody() {
+        let (_folder, one) = secret(ONE);
+        let check = |trust: Trust, headers: &MetadataMap| trust.check(headers).is_ok();
+        assert!(!check(Trust::new(None, false), &call(&one)));
+        for is_several in [false, true] {
+            assert!(check(Trust::new(Some(one.clone()), is_several), &call(&one)));
+            assert!(!check(Trust::new(Some(one.clone()), is_several), &MetadataMap::new()));
+        }
+        assert!(check(Trust::new(None, true), &MetadataMap::new()));
     }
 
     #[test]

@@ -38,6 +38,7 @@ impl Locks {
 /// What calls between nodes are made with: what cannot be used is said now and not at the first call.
 fn check_files_of_peers(config: &Config) -> anyhow::Result<()> {
     config.tls.peers()?;
+    config::store_tls(&config.store)?;
     if let Some(file) = config.cluster.secret_file.clone() {
         grpc::Secret::load(file).context("in cluster.secret_file of the configuration")?;
     }

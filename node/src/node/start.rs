@@ -66,8 +66,9 @@ pub(super) async fn start(
     let stop = Stop::default();
     let (guides, guide) = guide::follow(membership.view(), pipeline.dictionary.clone());
     let secret = config.cluster.secret_file.clone().map(grpc::Secret::load).transpose()?;
+    let trust = grpc::Trust::new(secret.clone(), config.cluster.is_several());
     let own = NodeId::new(config.node_id).context("node_id is out of range")?;
-    let peers = Peers::new(own, guides.clone(), secret.clone(), config.tls.peers()?).over(route);
+    let peers = Peers::new(own, guides.clone(), secret, config.tls.peers()?).over(route);
     pipeline.dictionary.set_owners(Arc::new(peers.clone()));
     let fleet = fleet_of(own, &pipeline, &peers, parts);
     let names = tokio::spawn(peers.clone().keep_alike(pipeline.dictionary.clone()));
@@ -85,7 +86,7 @@ pub(super) async fn start(
         sessions: grpc::Sessions::default(),
         guides,
         registry: pipeline.registry.clone(),
-        proofs: grpc::Proofs::new(secret.clone()),
+        proofs: grpc::Proofs::new(trust.clone()),
     };
     let querier = querier(config, &store, shard.as_ref(), membership, &peers)?;
     parts.running(Running {
@@ -107,7 +108,7 @@ pub(super) async fn start(
     });
     let nodes = grpc::nodes::Nodes {
         dictionary: pipeline.dictionary.clone(),
-        secret,
+        trust,
         parts: Some(parts.clone()),
         engine: shard.map(shards::Engine::new),
         pages,
@@ -173,7 +174,7 @@ async fn open_store(config: &Config, folder: &Folder) -> anyhow::Result<(Option<
             let store = Store::embedded(&engine, config.node_id.into());
             Ok((Some(engine), store))
         }
-        config::Store::Server { urls, user, password, password_file } => {
+        config::Store::Server { urls, authority: _, user, password, password_file } => {
             let password = match (password, password_file) {
                 (Some(password), _) => password.expose().to_owned(),
                 (None, Some(file)) => tokio::fs::read_to_string(file)
@@ -183,9 +184,10 @@ async fn open_store(config: &Config, folder: &Folder) -> anyhow::Result<(Option<
                     .to_owned(),
                 (None, None) => String::new(),
             };
-            // Across a network LZ4 is cheaper than the bytes.
-            let servers = Servers { urls: urls.clone(), user: user.clone(), password, compress: true };
-            Ok((None, Store::servers(servers, config.node_id.into())))
+            let compress = config::leave_machine(urls);
+            let servers = Servers { urls: urls.clone(), user: user.clone(), password, compress };
+            let tls = config::store_tls(&config.store)?;
+            Ok((None, Store::servers_over(tls.as_ref(), servers, config.node_id.into())))
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 
 use super::*;
-use crate::grpc::nodes::Nodes;
+use crate::grpc::{Trust, nodes::Nodes};
 
 /// A node's dictionary, its service, and its way to the others.
 struct Member {
@@ -35,7 +35,7 @@ impl Member {
     fn serve(&mut self, listener: TcpListener, secret: Option<Secret>) {
         let nodes = Nodes {
             dictionary: self.dictionary.clone(),
-            secret,
+            trust: Trust::new(secret, true),
             parts: None,
             engine: None,
             pages: axum::Router::new(),

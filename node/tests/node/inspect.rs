@@ -34,9 +34,11 @@ async fn until(node: &Node, path: &str, wanted: impl Fn(&Value) -> bool) -> Valu
 
 async fn pair(folders: [&Path; 2]) -> [Node; 2] {
     let ports = free_udp_ports();
+    let secret = folders[0].join("secret");
+    std::fs::write(&secret, "nobody else would say this, and it is long enough").unwrap();
     let cluster = |own: usize| {
         format!(
-            "[cluster]\nlisten = \"127.0.0.1:{}\"\nseeds = [\"127.0.0.1:{}\"]\n",
+            "[cluster]\nlisten = \"127.0.0.1:{}\"\nseeds = [\"127.0.0.1:{}\"]\nsecret_file = {secret:?}\n",
             ports[own],
             ports[1 - own]
         )

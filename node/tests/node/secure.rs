@@ -8,7 +8,9 @@ use std::{
 
 use metaflow_tls::{Client, ClientFiles, HTTP_1, HTTP_2, Identity};
 use metaflow_wire::{
-    Hello, PROTOCOL_VERSION, SyncRequest, agent_service_client::AgentServiceClient, sync_request,
+    ForwardRequest, Hello, LearnRequest, PROTOCOL_VERSION, SyncRequest, TellDocumentsRequest,
+    agent_service_client::AgentServiceClient, fleet_service_client::FleetServiceClient,
+    node_service_client::NodeServiceClient, sync_request,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -16,7 +18,7 @@ use tokio::{
 };
 use tonic::transport::{Channel, Endpoint};
 
-use crate::kit::{PATIENCE, configure, program};
+use crate::kit::{Node, PATIENCE, configure, program};
 
 /// A node with certificates and tokens, and who may speak to it.
 struct Secured {
@@ -246,4 +248,23 @@ async fn a_node_that_would_be_open_to_strangers_does_not_start() {
         assert!(text.contains(part), "{settings}: {text}");
     }
     assert!(!data.exists());
+}
+
+/// Nobody else is a node there: who can connect as an agent must not ask or set what only nodes may.
+#[tokio::test]
+async fn a_node_that_is_alone_answers_no_call_between_nodes() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path()).await;
+    let channel = Endpoint::new(node.grpc.clone()).unwrap().connect().await.unwrap();
+    let mut nodes = NodeServiceClient::new(channel.clone());
+    let mut fleet = FleetServiceClient::new(channel);
+    let refused = [
+        nodes.forward(ForwardRequest::default()).await.map(drop).unwrap_err(),
+        nodes.learn(LearnRequest::default()).await.map(drop).unwrap_err(),
+        fleet.tell_documents(TellDocumentsRequest::default()).await.map(drop).unwrap_err(),
+    ];
+    for status in refused {
+        assert_eq!(status.code(), tonic::Code::Unauthenticated, "{status}");
+        assert!(status.message().contains("cluster.secret_file"), "{status}");
+    }
 }
