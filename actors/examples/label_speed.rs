@@ -194,6 +194,7 @@ fn columns() -> Columns {
         user_agent: texts.column(random, 30, |at| format!("Mozilla/5.0 (X11; Linux) Client/{}", at % 50)),
         referer: texts.column(random, 50, |at| format!("https://shop.example.com/{}", at % 50)),
         http_proxy_client: texts.column(random, 200, |at| format!("192.0.2.{}", at % 250)),
+        socket_path: texts.column(random, 1, |_| String::new()),
         request_id: random.wide(1 << 16),
         response_code: (0..ROWS).map(|_| 200 + random.below(4).cast_signed() * 100).collect(),
         request_length: random.wide(2_000),

@@ -10,6 +10,7 @@ use bpf_abi::{Header, flag, kind};
 
 use crate::session::Transport;
 
+const AF_UNIX: u8 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IPPROTO_TCP: u8 = 6;
@@ -22,7 +23,8 @@ pub enum Way {
     In,
 }
 
-/// The ends of a socket. The other end of a datagram may be unknown: it is no address then, and port 0.
+/// The ends of a socket. The other end of a datagram may be unknown: it is no address then, and port 0. An end of a Unix socket is told by its place
+/// in the kernel, as the lower half of an address, and port 0; the other end may be unknown, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct SocketEnds {
     pub transport: Transport,
@@ -60,6 +62,17 @@ pub struct Data<'a> {
     pub payload: &'a [u8],
 }
 
+/// What the kernel says of a Unix socket with each transfer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UnixEnd {
+    /// Tells the socket from another one that had its number before; 0 where numbers never come again.
+    pub inode: u64,
+    /// The process that listened, or that connected, at the other end; 0 when unknown.
+    pub peer_pid: u32,
+    /// Whether this end began the connection; none of two ends without a path, or both with one.
+    pub is_client: Option<bool>,
+}
+
 /// What happened. Times are nanoseconds of the monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event<'a> {
@@ -69,6 +82,23 @@ pub enum Event<'a> {
         ends: SocketEnds,
         tcp_seq: u32,
         data: Data<'a>,
+    },
+    UnixTransfer {
+        time: u64,
+        socket: u64,
+        ends: SocketEnds,
+        end: UnixEnd,
+        data: Data<'a>,
+    },
+    /// A Unix socket goes by this path; the next event of its thread is a transfer through it.
+    Named {
+        socket: u64,
+        path: &'a [u8],
+    },
+    /// The other end of a Unix socket said that it is done.
+    UnixEnded {
+        time: u64,
+        socket: u64,
     },
     /// Plain text of a TLS session, which is named by its address in the process.
     Plain {
@@ -149,8 +179,13 @@ pub fn read(record: &[u8]) -> Result<Event<'_>, Unusable> {
         let payload = rest.get(..captured as usize).ok_or(Unusable::Short)?;
         Ok(Data { way, task, length, payload: &payload[..payload.len().min(length as usize)] })
     };
-    let transfer =
-        |way| Ok(Event::Transfer { time, socket, ends: ends(&header)?, tcp_seq, data: data(way)? });
+    let transfer = |way| {
+        let (ends, data) = (ends(&header)?, data(way)?);
+        Ok(match ends.transport {
+            Transport::Unix => Event::UnixTransfer { time, socket, ends, end: unix_end(&header), data },
+            Transport::Tcp | Transport::Udp => Event::Transfer { time, socket, ends, tcp_seq, data },
+        })
+    };
     match header.kind {
         kind::SEND => transfer(Way::Out),
         kind::RECEIVE => transfer(Way::In),
@@ -161,7 +196,9 @@ pub fn read(record: &[u8]) -> Result<Event<'_>, Unusable> {
             Ok(Event::Opened { time, socket, ends: ends(&header)?, is_client })
         }
         kind::CONNECTING => Ok(Event::Connecting { time, socket, task }),
+        kind::CLOSED if header.family == AF_UNIX => Ok(Event::UnixEnded { time, socket }),
         kind::CLOSED => Ok(Event::Closed { time, socket }),
+        kind::NAMED => Ok(Event::Named { socket, path: data(Way::In)?.payload }),
         kind::TLS_SENDING => Ok(Event::Sending { time, task, session: socket }),
         kind::SPAWN => Ok(Event::Spawn { task, child: socket }),
         kind::HAND_OVER => Ok(Event::HandOver { task, place: socket, stream: length }),
@@ -175,6 +212,7 @@ pub fn read(record: &[u8]) -> Result<Event<'_>, Unusable> {
 fn ends(header: &Header) -> Result<SocketEnds, Unusable> {
     let Header { family, protocol, local, remote, local_port, remote_port, .. } = *header;
     let address = |bytes: [u8; 16]| match family {
+        AF_UNIX => Ok(IpAddr::V6(Ipv6Addr::from(u128::from(number(bytes.first_chunk()))))),
         AF_INET => {
             let [a, b, c, d, ..] = bytes;
             Ok(IpAddr::V4(Ipv4Addr::new(a, b, c, d)))
@@ -183,9 +221,10 @@ fn ends(header: &Header) -> Result<SocketEnds, Unusable> {
         AF_INET6 => Ok(IpAddr::V6(Ipv6Addr::from(bytes)).to_canonical()),
         _ => Err(Unusable::Kind),
     };
-    let transport = match protocol {
-        IPPROTO_TCP => Transport::Tcp,
-        IPPROTO_UDP => Transport::Udp,
+    let transport = match (family, protocol) {
+        (AF_UNIX, _) => Transport::Unix,
+        (_, IPPROTO_TCP) => Transport::Tcp,
+        (_, IPPROTO_UDP) => Transport::Udp,
         _ => return Err(Unusable::Kind),
     };
     let ends = SocketEnds {
@@ -194,6 +233,20 @@ fn ends(header: &Header) -> Result<SocketEnds, Unusable> {
         remote: SocketAddr::new(address(remote)?, remote_port),
     };
     Ok(ends.within_host())
+}
+
+/// The number in half of an address.
+fn number(half: Option<&[u8; 8]>) -> u64 {
+    half.map_or(0, |half| u64::from_ne_bytes(*half))
+}
+
+fn unix_end(header: &Header) -> UnixEnd {
+    let is = |bit: u8| header.flags & bit != 0;
+    UnixEnd {
+        inode: number(header.local.last_chunk()),
+        peer_pid: header.peer_pid,
+        is_client: (is(flag::CLIENT) != is(flag::SERVER)).then_some(is(flag::CLIENT)),
+    }
 }
 
 #[cfg(test)]
@@ -221,7 +274,7 @@ mod tests {
             flags: 0,
             family: AF_INET,
             protocol: IPPROTO_TCP,
-            reserved: 0,
+            peer_pid: 0,
             local,
             remote,
         }
@@ -263,6 +316,31 @@ mod tests {
     }
 
     #[test]
+    fn an_end_of_a_unix_socket_is_its_place_in_the_kernel() {
+        let mut header = header(kind::SEND);
+        (header.family, header.protocol) = (AF_UNIX, 0);
+        (header.peer_pid, header.flags) = (9, flag::CLIENT);
+        let place = |first: u64, second: u64| {
+            let mut bytes = [0; 16];
+            bytes[..8].copy_from_slice(&first.to_ne_bytes());
+            bytes[8..].copy_from_slice(&second.to_ne_bytes());
+            bytes
+        };
+        (header.local, header.remote) = (place(0xffff_8881_0000_0040, 77), place(0x30, 0));
+        header.local_port = 0;
+        let record = bytes(&header, b"abcd");
+        let Ok(Event::UnixTransfer { socket, ends, end, data, .. }) = read(&record) else { panic!() };
+        assert_eq!((socket, ends.transport, data.payload), (77, Transport::Unix, &b"abcd"[..]));
+        assert_eq!(ends.local.ip(), IpAddr::V6(Ipv6Addr::from(0xffff_8881_0000_0040_u128)));
+        assert_eq!(ends.remote.ip(), IpAddr::V6(Ipv6Addr::from(0x30_u128)));
+        assert_eq!(end, UnixEnd { inode: 77, peer_pid: 9, is_client: Some(true) });
+        header.kind = kind::CLOSED;
+        assert!(matches!(read(&bytes(&header, b"")), Ok(Event::UnixEnded { socket: 77, .. })));
+        header.kind = kind::NAMED;
+        assert_eq!(read(&bytes(&header, b"/run")), Ok(Event::Named { socket: 77, path: b"/run" }));
+    }
+
+    #[test]
     fn what_makes_no_sense_is_no_event() {
         let check = |change: &dyn Fn(&mut Header), expected: Unusable| {
             let mut header = header(kind::SEND);
@@ -270,7 +348,7 @@ mod tests {
             assert_eq!(read(&bytes(&header, b"abcd")), Err(expected));
         };
         check(&|header| header.kind = 99, Unusable::Kind);
-        check(&|header| header.family = 1, Unusable::Kind);
+        check(&|header| header.family = 3, Unusable::Kind);
         check(&|header| header.protocol = 132, Unusable::Kind);
         check(&|header| header.captured = 5, Unusable::Short);
         assert_eq!(read(&[0; 40]), Err(Unusable::Short));

@@ -191,6 +191,10 @@ impl FlowTable {
 
     /// How requests are searched for from now on.
     pub fn set_session(&mut self, session: Arc<session::Config>) {
+        let flows = self.slots.iter_mut().filter_map(|slot| slot.flow.as_mut());
+        for talk in flows.filter_map(|flow| flow.talk.as_mut()) {
+            talk.set_session(&session);
+        }
         self.shared.config = session;
     }
 

@@ -92,6 +92,8 @@ pub struct Metrics {
     pub kernel_drops: AtomicU64,
     /// Records of the eBPF programs.
     pub events: AtomicU64,
+    /// Datagrams of Unix sockets, which are not looked at.
+    pub unix_datagrams: AtomicU64,
     pub shed_packets: AtomicU64,
     pub flows: AtomicU64,
     pub sessions: AtomicU64,

@@ -166,6 +166,8 @@ pub struct Capability {
 pub struct Losses {
     pub dropped: u64,
     pub unseen: u64,
+    /// Transfers of Unix sockets that are no streams: they are not looked at.
+    pub unix_datagrams: u64,
 }
 
 /// Programs at work.
@@ -175,6 +177,8 @@ pub struct Probes {
     sockets: HashMap<MapData, u64, [u32; WISH_WORDS]>,
     processes: HashMap<MapData, u32, u32>,
     counters: PerCpuArray<MapData, u64>,
+    /// Unix sockets whose path was told.
+    named: HashMap<MapData, u64, u64>,
     step: Step,
     plain: Option<PlainProbes>,
 }
@@ -208,6 +212,12 @@ impl Probes {
             }
         }
         let Some(mut probes) = found else { return (None, report) };
+        let problem = Types::parse(&btf.bytes).and_then(|types| constants::unix(&types)).err();
+        report.push(Capability {
+            name: "streams of Unix sockets",
+            problem: problem.map(|error| error.to_string()),
+            lost: "what programs of one host ask each other by Unix sockets stays unseen",
+        });
         probes.attach_threads(&btf.library, &mut report);
         let problems = match PlainProbes::load(&mut probes.ebpf, settings.tls) {
             Ok((plain, go)) => {
@@ -247,6 +257,7 @@ impl Probes {
             sockets: HashMap::try_from(take("SOCKETS")?).map_err(|error| explain(&error))?,
             processes: HashMap::try_from(take("PROCESSES")?).map_err(|error| explain(&error))?,
             counters: PerCpuArray::try_from(take("COUNTERS")?).map_err(|error| explain(&error))?,
+            named: HashMap::try_from(take("NAMED")?).map_err(|error| explain(&error))?,
             ebpf,
             step,
             plain: None,
@@ -296,7 +307,11 @@ impl Probes {
         };
         let result = match wish {
             Some(wish) => self.sockets.insert(socket, wish, 0),
-            None => self.sockets.remove(&socket),
+            None => {
+                // Most sockets have no path.
+                self.named.remove(&socket).ok();
+                self.sockets.remove(&socket)
+            }
         };
         if let Err(error) = result {
             tracing::trace!(%error, socket, "no verdict on a socket");
@@ -359,7 +374,11 @@ impl Probes {
     pub fn losses(&self) -> Losses {
         let sum =
             |index: u32| self.counters.get(&index, 0).map_or(0, |values| values.iter().copied().sum::<u64>());
-        Losses { dropped: sum(counter::DROPPED), unseen: sum(counter::UNSEEN) }
+        Losses {
+            dropped: sum(counter::DROPPED),
+            unseen: sum(counter::UNSEEN),
+            unix_datagrams: sum(counter::UNIX_DATAGRAMS),
+        }
     }
 }
 

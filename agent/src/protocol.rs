@@ -5,6 +5,7 @@
 //! flow and no pairing: those are `session`'s.
 
 pub mod alone;
+pub(crate) mod carrying;
 pub(crate) mod sql;
 pub(crate) mod stream;
 pub(crate) mod text;

@@ -33,6 +33,27 @@ impl Direction {
 pub enum Transport {
     Tcp,
     Udp,
+    /// A stream between processes of one host; to protocols it is as TCP.
+    Unix,
+}
+
+impl Transport {
+    /// IANA number of the protocol. Unix sockets have none; 0 is no transport's.
+    pub(crate) const fn ip_protocol(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Unix => 0,
+        }
+    }
+
+    /// As protocols know it.
+    pub(crate) const fn of_protocols(self) -> Self {
+        match self {
+            Self::Tcp | Self::Unix => Self::Tcp,
+            Self::Udp => Self::Udp,
+        }
+    }
 }
 
 /// New payload of a flow in the order of its stream: retransmitted bytes were taken out by the flow table.
@@ -92,6 +113,8 @@ pub struct Session {
     pub referer: String,
     /// X-Forwarded-For's first address.
     pub http_proxy_client: String,
+    /// Of a Unix socket.
+    pub socket_path: String,
     /// Message sizes on the wire as the protocol states them (headers and body), else as seen.
     pub request_length: u64,
     pub response_length: u64,

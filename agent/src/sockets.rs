@@ -22,12 +22,14 @@ mod datagrams;
 mod frames;
 mod judging;
 mod loops;
+mod opening;
 mod plain;
 mod socket;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod threads;
+mod unix;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -42,6 +44,7 @@ use self::plain::Plain;
 use self::socket::{Part, Socket};
 use self::stream::Origin;
 use self::threads::{Threads, Touch};
+use self::unix::Unix;
 use crate::events::{Data, Event, SocketEnds, Task, Way};
 use crate::flow::FlowFacts;
 use crate::session::{self, Conversation, SessionBox, Transport};
@@ -53,8 +56,6 @@ const CLOSED_KEPT_NS: u64 = 200_000_000;
 /// Sockets that were silent for so long are over; their end may have been lost.
 const IDLE_TCP_NS: u64 = 3_600_000_000_000;
 const IDLE_UDP_NS: u64 = 30_000_000_000;
-/// Partners of datagram sockets may take this part of the room: they come and go without end, and connections must not wait for them.
-const UDP_PART: usize = 4;
 /// How often requests that wait too long, and silent sockets, are looked for.
 const LOOK_EVERY_NS: u64 = 1_000_000_000;
 
@@ -144,6 +145,7 @@ pub struct Sockets {
     /// What connections are begun for.
     connecting: FxHashMap<u64, u64>,
     datagrams: Datagrams,
+    unix: Unix,
     plain: Plain,
     servers: FxHashSet<u16>,
     closed: VecDeque<(u64, Key)>,
@@ -169,6 +171,7 @@ impl Sockets {
             loops: FxHashMap::default(),
             connecting: FxHashMap::default(),
             datagrams: Datagrams::default(),
+            unix: Unix::new(config.trace_base),
             plain: Plain::default(),
             servers: FxHashSet::default(),
             closed: VecDeque::new(),
@@ -202,6 +205,11 @@ impl Sockets {
             Event::Transfer { time, socket, ends, tcp_seq, data } => {
                 self.transfer(time, Key::new(socket, &ends), ends, tcp_seq, &data, out);
             }
+            Event::UnixTransfer { time, socket, ends, end, data } => {
+                self.unix_transfer(time, socket, ends, end, &data, out);
+            }
+            Event::Named { socket, path } => self.unix.named(socket, path),
+            Event::UnixEnded { time, socket } => self.unix.ended(time, socket),
             Event::Plain { time, entered, session, data } => {
                 self.plain_text(time, entered, session, &data, out)
             }
@@ -254,6 +262,7 @@ impl Sockets {
                 self.end(key, out);
             }
         }
+        self.end_unix(now_ns, out);
         self.tell_overdue(now_ns, out);
         if now_ns < self.looked_ns.saturating_add(LOOK_EVERY_NS) {
             return;
@@ -301,7 +310,6 @@ impl Sockets {
         data: &Data<'_>,
         out: &mut Vec<Call>,
     ) {
-        let now = self.moment(time);
         // What is sent may come back as a reset before the call ends, and a socket that was reset has no port any more.
         let is_reset = ends.transport == Transport::Tcp && ends.local.port() == 0;
         let ends = match self.sockets.get(&key) {
@@ -312,6 +320,22 @@ impl Sockets {
             }
             _ => ends,
         };
+        self.carry(time, key, ends, tcp_seq, None, data, out);
+    }
+
+    /// `is_client`: this end began the connection, where the kernel says so.
+    #[expect(clippy::too_many_arguments, reason = "what is known of a transfer")]
+    fn carry(
+        &mut self,
+        time: u64,
+        key: Key,
+        ends: SocketEnds,
+        tcp_seq: u32,
+        is_client: Option<bool>,
+        data: &Data<'_>,
+        out: &mut Vec<Call>,
+    ) {
+        let now = self.moment(time);
         let is_out = data.way == Way::Out;
         let touch = Touch { time, socket: key.socket, is_out, tcp_seq };
         self.threads.at(data.task).touch(touch);
@@ -320,7 +344,7 @@ impl Sockets {
             self.end(key, out);
         }
         if known != Some(true) {
-            let is_client = self.is_client(&ends, data.way);
+            let is_client = is_client.unwrap_or_else(|| self.is_client(&ends, data.way));
             if !self.open(key, ends, is_client, now) {
                 self.counters.excess += 1;
                 return;
@@ -358,13 +382,14 @@ impl Sockets {
         let Some(socket) = self.sockets.get_mut(&key) else { return };
         if socket.conversation.is_none() {
             let Config { session, .. } = &self.config;
-            socket.conversation =
-                Some(Box::new(Conversation::new(socket.ends.transport, socket.server_port(), session)));
+            let transport = socket.ends.transport.of_protocols();
+            let port = self.unix.usual_port(key.socket).unwrap_or_else(|| socket.server_port());
+            socket.conversation = Some(Box::new(Conversation::new(transport, port, session)));
         }
         let asks = socket.is_client_now() == (data.way == Way::Out);
         let is_multiplexed = asks && socket.protocol() == L7Protocol::Http2;
         let begins = if is_multiplexed { frames::requests(data.payload) } else { Vec::new() };
-        let counts = !socket.is_tls && socket.ends.transport == Transport::Tcp;
+        let counts = !socket.is_tls && socket.ends.transport != Transport::Udp;
         for part in frames::parts(data, &begins) {
             let tcp_seq = if counts { tcp_seq.wrapping_add(part.offset) } else { tcp_seq };
             let begins = if is_multiplexed { Some(part.begins) } else { None };
@@ -471,7 +496,8 @@ impl Sockets {
         let Some(socket) = self.sockets.get_mut(&key) else { return };
         let SocketEnds { transport, local, remote } = socket.ends;
         let peer = SocketEnds { transport, local: remote, remote: local };
-        let peer_pid = self.owners.get(&peer).copied().unwrap_or(0);
+        let peer_pid = self.owners.get(&peer).copied().unwrap_or_else(|| self.unix.peer_pid(key.socket));
+        self.unix.name(key.socket, &mut self.sessions);
         let mut overlap = false;
         for session in self.sessions.iter().filter(|session| session.l7_type == L7Type::Session) {
             overlap |= session.start_time < socket.served_until;
@@ -484,19 +510,6 @@ impl Sockets {
         let is_loop = self.loops.contains_key(&pid);
         let Some(socket) = self.sockets.get(&key) else { return };
         out.extend(self.sessions.drain(..).map(|session| socket.call(session, peer_pid, is_loop)));
-    }
-
-    /// False when there is no room.
-    fn open(&mut self, key: Key, ends: SocketEnds, is_client: bool, now: Moment) -> bool {
-        let sockets_max = self.config.sockets_max;
-        let is_partner = key.partner.is_some();
-        if self.sockets.len() >= sockets_max || (is_partner && self.partners >= sockets_max / UDP_PART) {
-            return false;
-        }
-        self.flows += 1;
-        self.partners += usize::from(is_partner);
-        self.sockets.insert(key, Socket::new(ends, is_client, FLOW_BIT | self.flows, now));
-        true
     }
 
     /// A socket is over: what is open is handed out.
@@ -513,7 +526,8 @@ impl Sockets {
                 known.answered(socket.trace);
             }
             self.partners -= usize::from(key.partner.is_some());
-            if socket.is_judged {
+            let was_told = self.unix.forget(key.socket);
+            if socket.is_judged || was_told {
                 self.judgements.push((key.socket, Judgement::Forget));
             }
             self.owners.remove(&socket.ends);
@@ -526,7 +540,11 @@ impl Sockets {
         let mut over = Vec::new();
         let mut waiting = Vec::new();
         for (key, socket) in &mut self.sockets {
-            let kept = if key.partner.is_some() { IDLE_UDP_NS } else { IDLE_TCP_NS };
+            let kept = match socket.ends.transport {
+                Transport::Tcp => IDLE_TCP_NS,
+                Transport::Udp => IDLE_UDP_NS,
+                Transport::Unix => unix::IDLE_NS,
+            };
             if now_ns.saturating_sub(socket.used) > kept {
                 over.push(*key);
             } else if socket.conversation.is_some() {
@@ -544,24 +562,6 @@ impl Sockets {
         for key in over {
             self.end(key, out);
         }
-    }
-
-    /// Which end is the client, where the beginning was not seen.
-    fn is_client(&self, ends: &SocketEnds, way: Way) -> bool {
-        /// Below this port only privileged programs listen; from the other on Linux takes a client's port.
-        const BOUNDS: [u16; 2] = [1_024, 32_768];
-        let (local, remote) = (ends.local.port(), ends.remote.port());
-        let serves = [self.servers.contains(&local), self.servers.contains(&remote)];
-        if serves[0] != serves[1] {
-            return serves[1];
-        }
-        for bound in BOUNDS {
-            if (local < bound) != (remote < bound) {
-                return remote < bound;
-            }
-        }
-        // Who speaks first most likely asks.
-        way == Way::Out
     }
 }
 

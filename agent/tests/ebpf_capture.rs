@@ -12,6 +12,8 @@ mod programs;
 mod sockets;
 #[path = "ebpf_capture/tls.rs"]
 mod tls;
+#[path = "ebpf_capture/unix.rs"]
+mod unix;
 #[path = "ebpf_capture/watch.rs"]
 mod watch;
 

@@ -45,7 +45,7 @@ pub(super) fn request_log<N: Names>(
             byte { l7_protocol, l7_type, response_status, signal_source, syscall_trace_source }
             text {
                 request_resource, response_exception, response_result, trace_id, span_id, parent_span_id,
-                x_request_id_0, x_request_id_1, referer, http_proxy_client,
+                x_request_id_0, x_request_id_1, referer, http_proxy_client, socket_path,
             }
             whole {
                 flow_id, response_duration, request_id, response_code, request_length, response_length,

@@ -6,6 +6,7 @@ use metaflow_schema::enums::ObservationPoint;
 use rustc_hash::FxHashMap;
 
 use crate::flow::{Ends, FlowFacts};
+use crate::session::Transport;
 
 /// What the host knows about the ends of a flow.
 pub trait Basis {
@@ -45,6 +46,8 @@ pub(super) struct Place {
 }
 
 const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+/// The address of a socket that has none, because it does not leave the host.
+const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 impl Place {
     /// Of a row that a process's own socket gave. The other end's process may be known from its socket, too; else the host is asked.
@@ -65,7 +68,9 @@ impl Place {
             point,
             interface_index: facts.interface_index,
         };
-        if client_pid == 0 || server_pid == 0 {
+        if ends.ip_protocol == Transport::Unix.ip_protocol() {
+            (place.client_ip, place.server_ip) = (HERE, HERE);
+        } else if client_pid == 0 || server_pid == 0 {
             let (client, server) = basis.pids(ends);
             place.client_pid = if client_pid == 0 { client } else { client_pid };
             place.server_pid = if server_pid == 0 { server } else { server_pid };

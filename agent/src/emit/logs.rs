@@ -115,7 +115,7 @@ impl Rows for RequestLog {
             x_request_id_1, user_agent, referer, http_proxy_client, request_id, response_code, request_length,
             response_length, captured_request_byte, captured_response_byte, req_tcp_seq, resp_tcp_seq,
             syscall_trace_id_request, syscall_trace_id_response, syscall_thread_0, syscall_thread_1,
-            syscall_coroutine_0, syscall_coroutine_1, syscall_trace_source,
+            syscall_coroutine_0, syscall_coroutine_1, syscall_trace_source, socket_path,
         } nested { endpoints });
         self.rows.endpoints = Some(endpoints);
         WireRows::L7FlowLog(self.rows)
@@ -180,6 +180,7 @@ pub(super) fn push_session(
         user_agent,
         referer,
         http_proxy_client,
+        socket_path,
         request_length,
         response_length,
         captured_request_byte,
@@ -213,13 +214,12 @@ pub(super) fn push_session(
         user_agent: text(user_agent, KEY_TEXT_MAX),
         referer: text(referer, LONG_TEXT_MAX),
         http_proxy_client: text(http_proxy_client, KEY_TEXT_MAX),
+        socket_path: text(socket_path, KEY_TEXT_MAX),
         request_id: *request_id,
         response_code: *response_code,
         request_length: *request_length, response_length: *response_length,
-        captured_request_byte: *captured_request_byte,
-        captured_response_byte: *captured_response_byte,
-        req_tcp_seq: *req_tcp_seq,
-        resp_tcp_seq: *resp_tcp_seq,
+        captured_request_byte: *captured_request_byte, captured_response_byte: *captured_response_byte,
+        req_tcp_seq: *req_tcp_seq, resp_tcp_seq: *resp_tcp_seq,
         syscall_trace_id_request: traces[0], syscall_trace_id_response: traces[1],
         syscall_thread_0: threads[0], syscall_thread_1: threads[1], syscall_coroutine_0: routines[0], syscall_coroutine_1: routines[1],
         syscall_trace_source: trace_source as u32,

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use metaflow_schema::enums::{CloseType, L7Protocol, L7Type, ObservationPoint, ResponseStatus};
+use metaflow_schema::enums::{
+    CloseType, L7Protocol, L7Type, ObservationPoint, ResponseStatus, SyscallTraceSource,
+};
 use metaflow_wire::columns::Rows;
 use proptest::prelude::*;
 
@@ -57,6 +59,7 @@ fn session(time: u64, endpoint: &str, status: ResponseStatus, duration: Option<u
         user_agent: String::new(),
         referer: String::new(),
         http_proxy_client: String::new(),
+        socket_path: String::new(),
         request_length: 10,
         response_length: 20,
         captured_request_byte: 10,
@@ -389,4 +392,44 @@ fn what_processes_do_beside_requests_becomes_rows_of_their_tables() {
             _ => assert!(has("SIGKILL") && has("exit")),
         }
     }
+}
+
+#[test]
+fn what_goes_through_a_unix_socket_is_of_this_host_and_names_both_processes_and_the_path() {
+    let place = |place: u128| std::net::IpAddr::V6(place.into());
+    let ends = Ends {
+        client_ip: place(0xffff_8881_0000_0040),
+        server_ip: place(0xffff_8881_0000_0080),
+        client_port: 0,
+        server_port: 0,
+        ip_protocol: 0,
+    };
+    let call = |point| {
+        let mut session = session(BEGIN, "/", ResponseStatus::Normal, Some(100));
+        session.socket_path = "/run/web.sock".to_owned();
+        Call {
+            facts: FlowFacts { ends, ..facts(1, 1, 80) },
+            point,
+            client_pid: 3,
+            server_pid: 4,
+            threads: [0; 2],
+            coroutines: [0; 2],
+            traces: [0; 2],
+            source: SyscallTraceSource::None,
+            session,
+        }
+    };
+    let calls = vec![call(ObservationPoint::ClientProcess), call(ObservationPoint::ServerProcess)];
+    let mut output = Output { calls, ..Default::default() };
+    let (chunks, _) = run(Config { sees_processes: true, ..Config::default() }, &mut output);
+    let log = chunks.iter().find(|chunk| chunk.table == Table::L7FlowLog).unwrap();
+    let Some(Rows::L7FlowLog(rows)) = &log.columns.rows else { panic!() };
+    let of_rows = rows.endpoints.as_ref().unwrap();
+    assert_eq!((&of_rows.client_pid, &of_rows.server_pid), (&vec![3, 3], &vec![4, 4]));
+    assert!(of_rows.ip_protocol.iter().chain(&of_rows.server_port).all(|number| *number == 0));
+    assert_eq!(log.columns.addresses, [vec![127, 0, 0, 1]]);
+    let paths: Vec<_> = rows.socket_path.iter().map(|at| &*log.columns.strings[*at as usize]).collect();
+    assert_eq!(paths, ["/run/web.sock"; 2]);
+    // Both ends are seen, and it counts once.
+    assert_eq!(totals(&chunks)["APPLICATION_MAP_1S"].1, 1);
 }

@@ -30,6 +30,10 @@ pub(super) struct Talk {
 }
 
 impl Talk {
+    pub(super) fn set_session(&mut self, config: &Arc<session::Config>) {
+        self.conversation.set_config(config);
+    }
+
     pub(super) fn reverse(&mut self) {
         std::mem::swap(&mut self.client, &mut self.server);
         self.turned = !self.turned;

@@ -70,6 +70,29 @@ const FIELDS: [(usize, &str, &str); 14] = [
     (constant::SOCK_SOCKET, "sock", "sk_socket"),
 ];
 
+/// Of Unix sockets, which a kernel may lack.
+const UNIX_FIELDS: [(usize, &str, &str); 7] = [
+    (constant::UNIX_PEER, "unix_sock", "peer"),
+    (constant::UNIX_ADDRESS, "unix_sock", "addr"),
+    (constant::UNIX_ADDRESS_LENGTH, "unix_address", "len"),
+    (constant::UNIX_ADDRESS_NAME, "unix_address", "name"),
+    (constant::SOCK_TYPE, "sock", "sk_type"),
+    (constant::SOCK_PEER_PID, "sock", "sk_peer_pid"),
+    (constant::PID_NUMBER, "pid", "numbers"),
+];
+
+/// Where what the programs ask of a Unix socket is.
+pub(super) fn unix(types: &Types<'_>) -> Result<Vec<(usize, u32)>, Error> {
+    let mut all = Vec::new();
+    for (index, structure, field) in UNIX_FIELDS {
+        all.push((index, types.offset(structure, field)?));
+    }
+    // A socket lies before its inode.
+    let inode = types.offset("socket_alloc", "vfs_inode")? + types.offset("inode", "i_ino")?;
+    all.push((constant::SOCKET_INODE, inode - types.offset("socket_alloc", "socket")?));
+    Ok(all)
+}
+
 /// The array `CONSTANTS` of the programs.
 pub(super) fn constants(
     types: &Types<'_>,
@@ -91,6 +114,9 @@ pub(super) fn constants(
     let mut all = [0; constant::COUNT];
     for (index, structure, field) in FIELDS {
         all[index] = types.offset(structure, field)?;
+    }
+    for (index, offset) in unix(types).unwrap_or_default() {
+        all[index] = offset;
     }
     let Architecture { call_arguments, call_number, function_arguments, function_result, calls } =
         ARCHITECTURE;

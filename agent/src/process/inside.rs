@@ -46,7 +46,7 @@ pub(super) struct Inside {
     probes: Probes,
     settings: Settings,
     config: Ebpf,
-    session: Arc<crate::session::Config>,
+    session: crate::session::Config,
 }
 
 impl Inside {
@@ -80,8 +80,7 @@ impl Inside {
         );
         Ok(probes.map(|probes| {
             tracing::info!(step = probes.step().name(), "eBPF: requests are seen in processes");
-            let session = Arc::new(config.session.clone());
-            Self { probes, settings, config: config.ebpf.clone(), session }
+            Self { probes, settings, config: config.ebpf.clone(), session: config.session.clone() }
         }))
     }
 
@@ -95,7 +94,7 @@ impl Inside {
         let Self { probes, settings, config, session } = self;
         let sockets = Sockets::new(sockets::Config {
             sockets_max: config.sockets_max,
-            session,
+            session: Arc::new(session.clone()),
             tls: config.tls,
             trace_base: std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), clock::now()),
         });
@@ -103,6 +102,7 @@ impl Inside {
             probes: Some(probes),
             settings,
             config,
+            session,
             sockets,
             facts,
             running,
@@ -131,6 +131,7 @@ struct Thread {
     probes: Option<Probes>,
     settings: Settings,
     config: Ebpf,
+    session: crate::session::Config,
     sockets: Sockets,
     facts: watch::Receiver<Arc<Snapshot>>,
     /// What nodes may change while it runs.
@@ -183,13 +184,17 @@ impl Thread {
         }
     }
 
-    /// Lists of ports and processes count at once. Ports, and whether only listed processes are looked at, are constants of the programs, so
+    /// Settings of requests, and lists of ports and processes, count at once. Ports, and whether only listed processes are looked at, are constants of the programs, so
     /// these are loaded anew; connections go on, their sockets are known.
     fn take_lists(&mut self) {
         if !self.running.has_changed().unwrap_or(false) {
             return;
         }
         let running = Arc::clone(&self.running.borrow_and_update());
+        if running.session != self.session {
+            self.session = running.session.clone();
+            self.sockets.set_session(Arc::new(self.session.clone()));
+        }
         let Ebpf { only_ports, only_processes, excluded_processes, .. } = &running.ebpf;
         let config = Ebpf {
             only_ports: only_ports.clone(),
@@ -257,9 +262,11 @@ impl Thread {
         self.judge_processes(&facts);
         let Some(probes) = &self.probes else { return };
         let losses = probes.losses();
-        let Losses { dropped, unseen } = self.counted;
+        let Losses { dropped, unseen, unix_datagrams } = self.counted;
         self.metrics.lose(reason::EVENT_DROPS, losses.dropped.saturating_sub(dropped));
         self.metrics.lose(reason::UNSEEN_TRANSFERS, losses.unseen.saturating_sub(unseen));
+        let datagrams = losses.unix_datagrams.saturating_sub(unix_datagrams);
+        Metrics::add(&self.metrics.unix_datagrams, datagrams);
         self.counted = losses;
         let excess = self.sockets.counters().excess;
         self.metrics.lose(reason::EXCESS_SOCKETS, excess - self.excess);

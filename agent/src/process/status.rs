@@ -24,6 +24,8 @@ pub struct Status {
     pub kernel_drops: u64,
     /// Records of the eBPF programs.
     pub events: u64,
+    /// Datagrams of Unix sockets, which are not looked at.
+    pub unix_datagrams: u64,
     /// Rows of the flow log, and requests.
     pub flows: u64,
     pub sessions: u64,
@@ -58,6 +60,7 @@ impl Status {
             skipped_frames: metrics.skipped.load(Ordering::Relaxed),
             kernel_drops: metrics.kernel_drops.load(Ordering::Relaxed),
             events: metrics.events.load(Ordering::Relaxed),
+            unix_datagrams: metrics.unix_datagrams.load(Ordering::Relaxed),
             flows: metrics.flows.load(Ordering::Relaxed),
             sessions: metrics.sessions.load(Ordering::Relaxed),
             rows: metrics.rows(),

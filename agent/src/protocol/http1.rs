@@ -101,7 +101,7 @@ impl Parser for Http1 {
         let mut state = State { body, told, stated, opaque, outstanding, upgraded };
         let lost = stream.feed(segment, HEAD_MAX, |view| match segment.direction {
             Direction::ToServer => state.request(ctx, view, out),
-            Direction::ToClient => state.response(view, out),
+            Direction::ToClient => state.response(ctx, view, out),
         });
         if lost {
             side.body = Body::None;
@@ -134,7 +134,7 @@ impl Parser for Http1 {
             let mut state = State { body, told, stated, opaque, outstanding, upgraded };
             match stream.carry() {
                 Some(view) if *state.body == Body::None && is_request => state.request(ctx, view, out),
-                Some(view) if *state.body == Body::None => state.response(view, out),
+                Some(view) if *state.body == Body::None => state.response(ctx, view, out),
                 _ => Step::More,
             };
             side.end_body(is_request, out);
@@ -209,6 +209,7 @@ impl State<'_> {
         let Some(size) = headers.read(&bytes[line.size..], view.last) else {
             return incomplete(bytes, view.last);
         };
+        headers.read_own(ctx.config, &bytes[line.size..][..size]);
         let (kind, framing) = match line.method {
             "CONNECT" => (Kind::Connect, Framing::Length(0)),
             "HEAD" => (Kind::Head, headers.framing(Framing::Length(0))),
@@ -222,7 +223,7 @@ impl State<'_> {
         step
     }
 
-    fn response(&mut self, view: View<'_>, out: &mut Vec<Message>) -> Step {
+    fn response(&mut self, ctx: &Context<'_>, view: View<'_>, out: &mut Vec<Message>) -> Step {
         if *self.body != Body::None {
             return self.body_step(view, false, out);
         }
@@ -246,6 +247,7 @@ impl State<'_> {
             *self.opaque = true;
             return Step::Take(size as u64);
         }
+        headers.read_own(ctx.config, &view.bytes[..size]);
         let kind = self.outstanding.pop_front().unwrap_or(Kind::Plain);
         let framing = match (kind, code) {
             (_, 101) | (Kind::Connect, 200..=299) => {

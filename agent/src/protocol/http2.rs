@@ -27,10 +27,12 @@ pub(crate) static PROTOCOL: Protocol = Protocol {
     pairing: Pairing::Id,
     timeout_us: 120_000_000,
     recognise,
-    parser: |_| Box::new(Http2::default()),
+    parser: |ctx: &Context<'_>| {
+        let [requests, responses] = [(); 2].map(|()| Side::new(ctx.config));
+        Box::new(Http2 { requests, responses, shared: Shared::default() })
+    },
 };
 
-#[derive(Default)]
 struct Http2 {
     requests: Side,
     responses: Side,

@@ -22,7 +22,12 @@ pub(crate) enum Carrier {
     B3TraceId,
     B3SpanId,
     B3ParentSpanId,
+    /// A header that an operator named: its value is the trace's id.
+    Id,
 }
+
+/// Longest id that is taken from a header of an operator's choice.
+const ID_MAX: usize = 128;
 
 /// The longest name is X-B3-ParentSpanId.
 pub(crate) const CARRIER_MAX: usize = 17;
@@ -42,6 +47,21 @@ impl Carrier {
         };
         name.eq_ignore_ascii_case(wanted).then_some(carrier)
     }
+
+    /// Of two carriers the one of the higher rank counts.
+    pub(crate) fn rank(self) -> u8 {
+        match self {
+            Self::TraceParent => 4,
+            Self::Sw8 => 3,
+            Self::B3 | Self::B3TraceId | Self::B3SpanId | Self::B3ParentSpanId => 2,
+            Self::Uber | Self::Id => 1,
+        }
+    }
+
+    /// In one header or in parts.
+    pub(crate) fn is_of_b3(self) -> bool {
+        matches!(self, Self::B3 | Self::B3TraceId | Self::B3SpanId | Self::B3ParentSpanId)
+    }
 }
 
 impl Trace {
@@ -52,24 +72,25 @@ impl Trace {
     /// Takes a header in. `name` in any case; false when it is not a trace header.
     pub(crate) fn header(&mut self, name: &[u8], value: &[u8]) -> bool {
         let carrier = Carrier::named(name);
-        carrier.inspect(|carrier| self.add(*carrier, value)).is_some()
+        carrier.inspect(|carrier| self.add(*carrier, carrier.rank(), value)).is_some()
     }
 
-    /// Takes in what a carrier holds.
-    pub(crate) fn add(&mut self, carrier: Carrier, value: &[u8]) {
+    /// Takes in what a carrier of a rank holds.
+    pub(crate) fn add(&mut self, carrier: Carrier, rank: u8, value: &[u8]) {
         match carrier {
-            Carrier::TraceParent => self.trace_parent(value),
-            Carrier::Sw8 => self.sw8(value),
-            Carrier::B3 => self.b3(value),
-            Carrier::Uber => self.uber(value),
-            Carrier::B3TraceId => self.b3_part(value, |trace| &mut trace.trace_id),
-            Carrier::B3SpanId => self.b3_part(value, |trace| &mut trace.span_id),
-            Carrier::B3ParentSpanId => self.b3_part(value, |trace| &mut trace.parent_span_id),
+            Carrier::TraceParent => self.trace_parent(rank, value),
+            Carrier::Sw8 => self.sw8(rank, value),
+            Carrier::B3 => self.b3(rank, value),
+            Carrier::Uber => self.uber(rank, value),
+            Carrier::B3TraceId => self.b3_part(rank, value, |trace| &mut trace.trace_id),
+            Carrier::B3SpanId => self.b3_part(rank, value, |trace| &mut trace.span_id),
+            Carrier::B3ParentSpanId => self.b3_part(rank, value, |trace| &mut trace.parent_span_id),
+            Carrier::Id => self.id(rank, value),
         }
     }
 
     /// `00-<trace>-<span>-<flags>`; later versions may add to it. Ids of zeros and the version `ff` are invalid.
-    fn trace_parent(&mut self, value: &[u8]) {
+    fn trace_parent(&mut self, rank: u8, value: &[u8]) {
         let (Some(version), Some(trace), Some(span)) = (value.get(..3), value.get(3..36), value.get(36..52))
         else {
             return;
@@ -79,12 +100,12 @@ impl Trace {
         let version = [*first, *second];
         let version = is_hex(&version) && !version.eq_ignore_ascii_case(b"ff");
         if ends && version && is_id(trace) && is_id(span) {
-            self.set(4, trace, span, b"");
+            self.set(rank, trace, span, b"");
         }
     }
 
     /// `<sample>-<trace>-<segment>-<span index>-...` with the ids in base64; a span is named by its segment and index.
-    fn sw8(&mut self, value: &[u8]) {
+    fn sw8(&mut self, rank: u8, value: &[u8]) {
         let mut parts = value.split(|byte| *byte == b'-');
         let (Some(_), Some(trace), Some(segment), Some(index)) =
             (parts.next(), parts.next(), parts.next(), parts.next())
@@ -101,38 +122,46 @@ impl Trace {
         }
         segment.push(b'-');
         segment.extend_from_slice(index);
-        self.set(3, &trace, &segment, b"");
+        self.set(rank, &trace, &segment, b"");
     }
 
     /// `<trace>-<span>[-<sampled>[-<parent>]]`.
-    fn b3(&mut self, value: &[u8]) {
+    fn b3(&mut self, rank: u8, value: &[u8]) {
         let mut parts = value.split(|byte| *byte == b'-');
         let (Some(trace), Some(span)) = (parts.next(), parts.next()) else { return };
         let parent = parts.nth(1).filter(|parent| is_id(parent)).unwrap_or_default();
         if is_id(trace) && is_id(span) {
-            self.set(2, trace, span, parent);
+            self.set(rank, trace, span, parent);
         }
     }
 
     /// `<trace>:<span>:<parent>:<flags>`, in old clients with `%3A` for the colons; a parent of 0 means none.
-    fn uber(&mut self, value: &[u8]) {
+    fn uber(&mut self, rank: u8, value: &[u8]) {
         let value = text(value, NAME_MAX).replace("%3A", ":").replace("%3a", ":");
         let mut parts = value.split(':').map(str::as_bytes);
         let (Some(trace), Some(span)) = (parts.next(), parts.next()) else { return };
         let parent = parts.next().filter(|parent| is_id(parent)).unwrap_or_default();
         if is_id(trace) && is_id(span) {
-            self.set(1, trace, span, parent);
+            self.set(rank, trace, span, parent);
         }
     }
 
-    fn b3_part(&mut self, value: &[u8], field: impl Fn(&mut Trace) -> &mut String) {
-        if self.rank > 2 || !is_id(value) {
+    fn b3_part(&mut self, rank: u8, value: &[u8], field: impl Fn(&mut Trace) -> &mut String) {
+        if self.rank > rank || !is_id(value) {
             return;
         }
-        if self.rank < 2 {
-            *self = Trace { rank: 2, ..Trace::default() };
+        if self.rank < rank {
+            *self = Trace { rank, ..Trace::default() };
         }
         *field(self) = text(value, NAME_MAX);
+    }
+
+    /// Visible ASCII that is not longer than ids are.
+    fn id(&mut self, rank: u8, value: &[u8]) {
+        let value = value.trim_ascii();
+        if (1..=ID_MAX).contains(&value.len()) && value.iter().all(u8::is_ascii_graphic) {
+            self.set(rank, value, b"", b"");
+        }
     }
 
     fn set(&mut self, rank: u8, trace: &[u8], span: &[u8], parent: &[u8]) {

@@ -63,6 +63,11 @@ impl Conversation {
         }
     }
 
+    /// What counts from now on; names of headers of HTTP/2 do for connections that begin later.
+    pub(crate) fn set_config(&mut self, config: &Arc<Config>) {
+        self.config = Arc::clone(config);
+    }
+
     /// The protocol that was found, `Unknown` until then and when none was.
     pub fn protocol(&self) -> L7Protocol {
         self.protocol

@@ -316,6 +316,7 @@ fn of_request(protocol: L7Protocol, request: &mut Request) -> SessionBox {
         user_agent: take(user_agent),
         referer: take(referer),
         http_proxy_client: take(proxy_client),
+        socket_path: String::new(),
         request_length: envelope.length,
         response_length: 0,
         captured_request_byte: add(0, envelope.captured),

@@ -163,7 +163,7 @@ impl Socket {
     /// Hands bytes to the conversation.
     pub(super) fn feed(&mut self, part: Part<'_>, origin: Origin, sessions: &mut Vec<SessionBox>) {
         let Part { way, time_us, payload, length, is_gap, is_turn } = part;
-        let counts = !self.is_tls && self.ends.transport == Transport::Tcp;
+        let counts = !self.is_tls && self.ends.transport != Transport::Udp;
         if self.protocol() == L7Protocol::Http2 {
             self.stream(way).multiplex();
         }
@@ -212,10 +212,7 @@ impl Socket {
                 server_ip: server.ip(),
                 client_port: client.port(),
                 server_port: server.port(),
-                ip_protocol: match transport {
-                    Transport::Tcp => 6,
-                    Transport::Udp => 17,
-                },
+                ip_protocol: transport.ip_protocol(),
             },
             flow_id: self.flow_id,
             interface_index: 0,

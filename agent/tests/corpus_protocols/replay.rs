@@ -73,7 +73,7 @@ fn payload(timestamp: u64, frame: &[u8]) -> Option<Payload> {
     };
     let tcp_seq = match transport {
         Transport::Tcp => u32::from_be_bytes(*segment.get(4..)?.first_chunk()?),
-        Transport::Udp => 0,
+        Transport::Udp | Transport::Unix => 0,
     };
     Some(Payload {
         timestamp,

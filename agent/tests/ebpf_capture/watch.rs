@@ -198,6 +198,11 @@ impl Watch {
         self.calls_to(port)
     }
 
+    /// Calls through the Unix socket of a path.
+    pub(crate) fn calls_through(&self, path: &str) -> Vec<Call> {
+        self.calls.iter().filter(|call| call.session.socket_path == path).cloned().collect()
+    }
+
     pub(crate) fn calls_to(&self, port: u16) -> Vec<Call> {
         self.calls.iter().filter(|call| call.facts.ends.server_port == port).cloned().collect()
     }

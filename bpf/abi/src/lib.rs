@@ -34,11 +34,13 @@ pub struct Header {
     pub kind: u8,
     /// Of [`flag`].
     pub flags: u8,
-    /// `AF_INET` or `AF_INET6`; of IPv4 the first four bytes of an address count.
+    /// `AF_INET` or `AF_INET6`; of IPv4 the first four bytes of an address count. Or `AF_UNIX`: the first eight bytes of an address are the place
+    /// of the socket in the kernel; where that is its key, too, the other eight of the local one are its inode.
     pub family: u8,
-    /// IANA number of the protocol.
+    /// IANA number of the protocol; 0 of Unix sockets.
     pub protocol: u8,
-    pub reserved: u32,
+    /// Of Unix sockets: the process that listened, or that connected, at the other end; else 0.
+    pub peer_pid: u32,
     pub local: [u8; 16],
     pub remote: [u8; 16],
 }
@@ -53,7 +55,7 @@ pub mod kind {
     /// Plain text before encryption, and after decryption.
     pub const TLS_SEND: u8 = 3;
     pub const TLS_RECEIVE: u8 = 4;
-    /// A TCP connection is established, or gone.
+    /// A TCP connection is established, or gone; the other end of a Unix socket said that it is done.
     pub const OPENED: u8 = 5;
     pub const CLOSED: u8 = 6;
     /// A thread ended; a process runs another program.
@@ -61,6 +63,8 @@ pub mod kind {
     pub const EXEC: u8 = 8;
     /// The current task begins a TCP connection; its own address is not known yet.
     pub const CONNECTING: u8 = 9;
+    /// A Unix socket goes by a path, which follows.
+    pub const NAMED: u8 = 10;
     /// A coroutine began another one, whose number is in place of the socket.
     pub const SPAWN: u8 = 20;
     /// A coroutine leaves work at a place, and another one takes it from there; the place is an address within the process, in place of the
@@ -72,7 +76,7 @@ pub mod kind {
 }
 
 pub mod flag {
-    /// This end of the connection began it, or accepted it.
+    /// This end of the connection began it, or accepted it. Of Unix sockets all transfers say so, where it is known.
     pub const CLIENT: u8 = 1;
     pub const SERVER: u8 = 2;
     /// The other end of a datagram is not known.
@@ -145,7 +149,17 @@ pub mod constant {
     pub const ONLY_PORTS: usize = 40;
     /// The `struct socket` of a `struct sock`.
     pub const SOCK_SOCKET: usize = 41;
-    pub const COUNT: usize = 42;
+    /// Of Unix sockets; the first is 0 where they cannot be looked at.
+    pub const UNIX_PEER: usize = 42;
+    pub const UNIX_ADDRESS: usize = 43;
+    pub const UNIX_ADDRESS_LENGTH: usize = 44;
+    pub const UNIX_ADDRESS_NAME: usize = 45;
+    pub const SOCK_TYPE: usize = 46;
+    pub const SOCK_PEER_PID: usize = 47;
+    pub const PID_NUMBER: usize = 48;
+    /// From a `struct socket` to the number of its inode.
+    pub const SOCKET_INODE: usize = 49;
+    pub const COUNT: usize = 50;
 }
 
 /// Indices of the registers of Go's own calling convention in `pt_regs`, which the agent sets: arguments and results, then the one that points
@@ -204,7 +218,9 @@ pub mod counter {
     pub const DROPPED: u32 = 0;
     /// Transfers whose bytes could not be seen.
     pub const UNSEEN: u32 = 1;
-    pub const COUNT: u32 = 2;
+    /// Transfers of Unix sockets that are no streams.
+    pub const UNIX_DATAGRAMS: u32 = 2;
+    pub const COUNT: u32 = 3;
 }
 
 /// Words of the bit set of excluded ports.

@@ -23,6 +23,7 @@ mod socket;
 mod thread;
 mod tls;
 mod transfer;
+mod unix;
 
 /// What the kernel reads the licence from.
 #[unsafe(link_section = "license")]

@@ -8,6 +8,7 @@ use bpf_abi::{Header, constant, flag, kind};
 use crate::kernel::read;
 use crate::maps::{constant, is_excluded};
 use crate::record::{self, Task};
+use crate::unix::{self, AF_UNIX};
 
 pub(crate) const AF_INET: u16 = 2;
 pub(crate) const AF_INET6: u16 = 10;
@@ -55,6 +56,9 @@ impl Socket {
     #[inline(always)]
     pub(crate) fn read(sk: *const u8) -> Option<Self> {
         let common: Common = read(sk, 0)?;
+        if common.family == AF_UNIX {
+            return unix::is_of_interest(sk).then_some(Self { sk, common, protocol: unix::PROTOCOL });
+        }
         if common.family != AF_INET && common.family != AF_INET6 {
             return None;
         }
@@ -66,8 +70,13 @@ impl Socket {
     }
 
     #[inline(always)]
+    pub(crate) fn is_unix(&self) -> bool {
+        self.common.family == AF_UNIX
+    }
+
+    #[inline(always)]
     pub(crate) fn is_connected(&self) -> bool {
-        self.common.remote_port != [0; 2]
+        self.common.remote_port != [0; 2] || self.is_unix()
     }
 
     /// The other end said that it is done: states TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK and CLOSING.
@@ -84,6 +93,10 @@ impl Socket {
         header.remote_port = u16::from_be_bytes(remote_port);
         header.family = family as u8;
         header.protocol = self.protocol as u8;
+        if self.is_unix() {
+            unix::describe(self.sk, header);
+            return;
+        }
         header.local = [0; 16];
         header.remote = [0; 16];
         if family == AF_INET {

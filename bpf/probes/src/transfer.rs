@@ -14,6 +14,7 @@ use crate::kernel::{masked, read, read_user};
 use crate::maps::{SOCKETS, constant, count};
 use crate::record::{self, NO_WAKEUP, Task};
 use crate::socket::{self, AF_INET, IPPROTO_TCP, Socket};
+use crate::unix;
 
 const MSG_PEEK: i32 = 0x2;
 const MSG_ERRQUEUE: i32 = 0x2000;
@@ -42,13 +43,17 @@ pub(crate) fn recv_length(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn length(sk: *const u8, result: i32, kind: u8) {
     let Some(task) = Task::of_interest() else { return };
-    if result <= 0 {
-        if result < 0 {
-            call::reset_messages(task.thread);
-        }
+    if result < 0 {
+        call::reset_messages(task.thread);
         return;
     }
     let Some(socket) = Socket::read(sk) else { return };
+    if result == 0 {
+        if socket.is_unix() && kind == kind::RECEIVE {
+            unix::ended(sk, socket::key(sk), task);
+        }
+        return;
+    }
     let registers = call::current_registers();
     let number = call::number(registers);
     // The address of who sent a datagram is written after this tracepoint.
@@ -206,6 +211,9 @@ impl Transfer {
         let wish = unsafe { SOCKETS.get(self.key) }.copied().unwrap_or(NO_WISH);
         if wish.verdict == verdict::IGNORE {
             return;
+        }
+        if socket.is_unix() {
+            unix::name(socket.sk, self.key, task);
         }
         let sequence = if self.begun.is_known && socket.protocol == IPPROTO_TCP {
             self.begun.sequence

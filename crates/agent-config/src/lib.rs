@@ -211,6 +211,7 @@ impl Config {
         ensure!(self.capture.ring.0 >= 1 << 20, "capture.ring is below 1 MiB");
         ensure!(self.capture.flows_max > 0, "capture.flows_max is 0");
         self.ebpf.check()?;
+        self.session.check()?;
         self.profile.check()?;
         self.events.check()?;
         ensure!(

@@ -193,6 +193,7 @@ mod tests {
         check("[guard]\ncpu_percent_max = \"all\"", &["guard.cpu_percent_max", "u32"]);
         check("[guard]\nmemory_max = \"1 lot\"", &["guard.memory_max", "\"64 MiB\""]);
         check("[guard]\nmemory_max = \"1 MiB\"", &["guard.memory_max", "below 64 MiB"]);
+        check("[session]\ntrace_headers = [\"a b\"]", &["session.trace_headers", "x-trace-id"]);
         check("[log]\nformat = \"xml\"", &["log.format", "`text`", "`json`"]);
         check(&format!("# {}", "x".repeat(TEXT_BYTES_MAX)), &["larger"]);
     }
@@ -222,12 +223,13 @@ mod tests {
     #[test]
     fn only_what_is_hot_is_taken_and_the_rest_is_named() {
         let running = Config::default();
-        let text = "enabled = false\n[guard]\ncpu_percent_max = 20\n[capture]\nflows_max = 9\n[log]\nfilter = \"debug\"\n\
+        let text = "enabled = false\n[guard]\ncpu_percent_max = 20\n[session]\nrequest_id_headers = [\"x-id\"]\n[capture]\nflows_max = 9\n[log]\nfilter = \"debug\"\n\
                     [ebpf]\ntls = false\nonly_ports = [80]\nexcluded_processes = [\"curl\"]";
         let wanted = Remote::parse(text).unwrap().over(&running).unwrap();
         let (next, pending) = take_hot(&running, &wanted);
         assert_eq!((next.enabled, next.guard.cpu_percent_max), (false, 20));
         assert_eq!(next.capture, running.capture);
+        assert_eq!(next.session.request_id_headers, ["x-id"]);
         assert_eq!((&next.ebpf.only_ports[..], next.ebpf.tls), (&[80][..], true));
         assert_eq!(next.ebpf.excluded_processes, ["curl"]);
         assert_eq!(pending, ["capture.flows_max", "ebpf.tls", "log.filter"]);

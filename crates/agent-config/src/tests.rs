@@ -69,6 +69,12 @@ fn what_makes_no_sense_is_refused_by_name() {
     check("[capture]\nsnaplen = \"1 lot\"", "size");
     check("[guard]\nmemory_max = \"1 MiB\"", "guard.memory_max");
     check("[log]\nformat = \"xml\"", "xml");
+    check("[session]\ntrace_headers = [\"trace id\"]", "session.trace_headers: \"trace id\"");
+    check("[session]\ntrace_headers = [\"\"]", "such as \"x-trace-id\"");
+    check(&format!("[session]\nrequest_id_headers = [\"{}\"]", "x".repeat(33)), "1 to 32 characters");
+    check("[session]\nrequest_id_headers = [\"a\", \"b\", \"A\"]", "has \"A\" twice");
+    check("[session]\ntrace_headers = [\"a\"]\nrequest_id_headers = [\"A\"]", "leave it in one");
+    check(&format!("[session]\ntrace_headers = {:?}", ["a"; 9]), "more than 8");
 }
 
 #[test]

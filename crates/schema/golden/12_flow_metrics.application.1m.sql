@@ -4,7 +4,7 @@ CREATE TABLE IF NOT EXISTS flow_metrics.`application.1m`
     `agent_id` UInt32 COMMENT 'agent that saw it' CODEC(T64, ZSTD(1)),
     `batch_seq` UInt64 COMMENT 'batch that brought the row' CODEC(DoubleDelta, LZ4),
     `observation_point` UInt8 COMMENT 'where on the path it was seen' CODEC(T64, LZ4),
-    `protocol` UInt8 COMMENT 'IANA protocol number' CODEC(T64, LZ4),
+    `protocol` UInt8 COMMENT 'IANA protocol number; 0: a Unix socket' CODEC(T64, LZ4),
     `l7_protocol` UInt8 COMMENT 'application protocol' CODEC(T64, LZ4),
     `server_port` UInt16 COMMENT 'port of the server' CODEC(T64, ZSTD(1)),
     `request_domain_id` UInt32 COMMENT 'host, database' CODEC(T64, ZSTD(1)),

@@ -3,10 +3,11 @@
 use memchr::memchr;
 use metaflow_schema::enums::ResponseStatus;
 
+use crate::protocol::carrying::{Carried, carried};
 use crate::protocol::text::{NAME_MAX, TEXT_MAX, endpoint, text, trim};
 use crate::protocol::trace::{CARRIER_MAX, Carrier, Trace};
 use crate::protocol::{Context, Envelope, Message, Outcome, Recognition, Request, Response};
-use crate::session::redact;
+use crate::session::{Config, redact};
 
 /// How a body ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +54,8 @@ pub(super) struct Headers<'a> {
     request_id: &'a [u8],
     /// The first one that is not empty.
     forwarded_for: &'a [u8],
-    traces: [Option<(Carrier, &'a [u8])>; TRACES_MAX],
+    /// With their ranks.
+    traces: [Option<(Carrier, u8, &'a [u8])>; TRACES_MAX],
     length: Option<u64>,
     chunked: bool,
     upgrade: &'a [u8],
@@ -73,6 +75,29 @@ impl<'a> Headers<'a> {
             }
         }
         last.then_some(rest.len())
+    }
+
+    /// Looks for headers that an operator named, once more through the same bytes: hardly anybody names some.
+    pub(super) fn read_own(&mut self, config: &Config, bytes: &'a [u8]) {
+        if !config.has_own_headers() {
+            return;
+        }
+        (self.request_id, self.traces) = (b"", [None; TRACES_MAX]);
+        let (mut rank, mut count) = (0, 0);
+        for line in bytes.split(|byte| *byte == b'\n') {
+            let Some(colon) = memchr(b':', line) else { continue };
+            let value = trim(&line[colon + 1..]);
+            match carried(config, &line[..colon]) {
+                Some(Carried::Trace(carrier, rank)) if count < TRACES_MAX => {
+                    self.traces[count] = Some((carrier, rank, value));
+                    count += 1;
+                }
+                Some(Carried::RequestId(better)) if better > rank && !value.is_empty() => {
+                    (rank, self.request_id) = (better, value);
+                }
+                _ => {}
+            }
+        }
     }
 
     pub(super) fn upgrades_to_http2(&self) -> bool {
@@ -128,7 +153,7 @@ impl<'a> Headers<'a> {
         if let Some(carrier) = Carrier::named(&line[..colon])
             && let Some(place) = self.traces.iter_mut().find(|place| place.is_none())
         {
-            *place = Some((carrier, trim(&line[colon + 1..])));
+            *place = Some((carrier, carrier.rank(), trim(&line[colon + 1..])));
         }
     }
 }
@@ -194,8 +219,8 @@ pub(super) fn response(
 
 fn trace(headers: &Headers<'_>) -> Trace {
     let mut trace = Trace::default();
-    for (carrier, value) in headers.traces.iter().flatten() {
-        trace.add(*carrier, value);
+    for (carrier, rank, value) in headers.traces.iter().flatten() {
+        trace.add(*carrier, *rank, value);
     }
     trace
 }

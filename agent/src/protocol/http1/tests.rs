@@ -3,7 +3,7 @@
 use metaflow_schema::enums::ResponseStatus;
 
 use crate::session::conversation::tests::Talker;
-use crate::session::{Direction, Session};
+use crate::session::{Config, Direction, Session, Transport};
 
 const GET: &str = "GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc";
@@ -39,6 +39,27 @@ fn headers_become_fields() {
     assert_eq!((session.status, session.response_code), (ResponseStatus::ServerError, 503));
     assert_eq!((&*session.response_exception, session.version), ("Service Unavailable", "1.1"));
     assert!(!format!("{session:?}").contains("secret"));
+}
+
+#[test]
+fn headers_that_an_operator_named_come_in_place_of_the_usual_ones() {
+    let request = "GET / HTTP/1.1\r\nHost: h\r\nX-Request-ID: r-1\r\nX-Correlation-ID: c-1\r\nuber-trace-id: aa:bb:0:1\r\n\
+                   X-Trace: t-1\r\n\r\n";
+    let response = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nx-correlation-id: c-2\r\n\r\n";
+    let check = |traces: &[&str], ids: &[&str], expected: [&str; 3]| {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        let (trace_headers, request_id_headers) = (names(traces), names(ids));
+        let config = Config { trace_headers, request_id_headers, ..Config::default() };
+        let mut talker = Talker::new(Transport::Tcp, 80, config);
+        talker.client(1, request).server(2, response).finish();
+        let session = &talker.sessions[0];
+        let ids = [&*session.x_request_id_request, &*session.x_request_id_response];
+        assert_eq!([&*session.trace_id, ids[0], ids[1]], expected);
+    };
+    check(&[], &[], ["aa", "r-1", ""]);
+    check(&["x-trace", "uber-trace-id"], &[], ["t-1", "r-1", ""]);
+    check(&["uber-trace-id", "x-trace"], &["x-correlation-id", "x-request-id"], ["aa", "c-1", "c-2"]);
+    check(&["traceparent"], &["request-id"], ["", "", ""]);
 }
 
 #[test]

@@ -3,10 +3,11 @@
 use metaflow_schema::enums::{L7Protocol, ResponseStatus};
 
 use super::hpack::Decoder;
+use crate::protocol::carrying::{Carried, carried};
 use crate::protocol::text::{NAME_MAX, TEXT_MAX, endpoint, percent_decoded, text};
 use crate::protocol::trace::{Carrier, Trace};
 use crate::protocol::{Context, Envelope, Outcome, Request, Response};
-use crate::session::redact;
+use crate::session::{Config, redact};
 
 /// A field by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,9 +22,10 @@ pub(super) enum Field {
     GrpcMessage,
     UserAgent,
     Referer,
-    RequestId,
+    /// The rank of the header that it came from, as of traces.
+    RequestId(u8),
     ForwardedFor,
-    Trace(Carrier),
+    Trace(Carrier, u8),
     /// Known, and of no interest.
     Other,
     /// An entry of the table from before it was seen.
@@ -44,9 +46,19 @@ impl Field {
             b"grpc-message" => Field::GrpcMessage,
             b"user-agent" => Field::UserAgent,
             b"referer" => Field::Referer,
-            b"x-request-id" => Field::RequestId,
+            b"x-request-id" => Field::RequestId(1),
             b"x-forwarded-for" => Field::ForwardedFor,
-            _ => Carrier::named(name).map_or(Field::Other, Field::Trace),
+            _ => Carrier::named(name).map_or(Field::Other, |carrier| Field::Trace(carrier, carrier.rank())),
+        }
+    }
+
+    /// The same where an operator named headers.
+    pub(super) fn named_by(config: &Config, name: &[u8]) -> Field {
+        match (carried(config, name), Field::named(name)) {
+            (Some(Carried::Trace(carrier, rank)), _) => Field::Trace(carrier, rank),
+            (Some(Carried::RequestId(rank)), _) => Field::RequestId(rank),
+            (None, Field::Trace(..) | Field::RequestId(_)) => Field::Other,
+            (None, field) => field,
         }
     }
 
@@ -68,6 +80,7 @@ pub(super) struct Fields {
     user_agent: String,
     referer: String,
     request_id: String,
+    request_id_rank: u8,
     forwarded_for: String,
     trace: Trace,
     /// Some fields are unknown.
@@ -124,14 +137,16 @@ impl Fields {
             }
             Field::UserAgent => self.user_agent = text(value, NAME_MAX),
             Field::Referer => self.referer = redact::url(ctx.config, value, TEXT_MAX),
-            Field::RequestId => self.request_id = text(value, NAME_MAX),
+            Field::RequestId(rank) if rank >= self.request_id_rank => {
+                (self.request_id, self.request_id_rank) = (text(value, NAME_MAX), rank);
+            }
             Field::ForwardedFor if self.forwarded_for.is_empty() => {
                 let first = value.split(|byte| *byte == b',').next().unwrap_or_default();
                 self.forwarded_for = text(first.trim_ascii(), NAME_MAX);
             }
-            Field::Trace(carrier) => self.trace.add(carrier, value),
+            Field::Trace(carrier, rank) => self.trace.add(carrier, rank, value),
             Field::Unknown => self.unknown = true,
-            Field::Host | Field::ForwardedFor | Field::Other => {}
+            Field::Host | Field::RequestId(_) | Field::ForwardedFor | Field::Other => {}
         }
     }
 

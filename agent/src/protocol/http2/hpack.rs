@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use super::field::Field;
 use super::huffman;
 use crate::protocol::text::TEXT_MAX;
+use crate::session::Config;
 
 /// The table's size until an encoder says something else.
 const TABLE_DEFAULT: usize = 4096;
@@ -28,6 +29,8 @@ pub(super) struct Decoder {
     size_max: usize,
     name: Vec<u8>,
     value: Vec<u8>,
+    /// Where an operator named headers: those that count since the connection began.
+    own: Option<Box<Config>>,
 }
 
 struct Entry {
@@ -50,11 +53,24 @@ impl Default for Decoder {
             size_max: TABLE_DEFAULT,
             name: Vec::new(),
             value: Vec::new(),
+            own: None,
         }
     }
 }
 
 impl Decoder {
+    pub(super) fn new(config: &Config) -> Self {
+        let own = config.has_own_headers().then(|| Box::new(config.clone()));
+        Decoder { own, ..Decoder::default() }
+    }
+
+    fn named(&self, name: &[u8]) -> Field {
+        match &self.own {
+            Some(config) => Field::named_by(config, name),
+            None => Field::named(name),
+        }
+    }
+
     /// What was said before is no longer certain.
     pub(super) fn forget(&mut self) {
         self.entries.clear();
@@ -94,7 +110,7 @@ impl Decoder {
         let (field, name_length, rest) = if index == 0 {
             self.name.clear();
             let (length, rest) = string(rest, &mut self.name, NAME_MAX + 1)?;
-            (Field::named(&self.name), length, rest)
+            (self.named(&self.name), length, rest)
         } else {
             let (field, length) = self.name_at(index)?;
             (field, length, rest)

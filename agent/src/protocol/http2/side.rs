@@ -9,20 +9,18 @@ use super::frame::{self, Frame, HEADER, PREFACE};
 use super::hpack::Decoder;
 use crate::protocol::stream::{Step, Stream, View};
 use crate::protocol::{Context, Envelope, Message, Outcome, Response, ResponseMore};
-use crate::session::Segment;
+use crate::session::{Config, Segment};
 
 /// A frame of headers in the size that peers allow unless they say otherwise.
 const VIEW_MAX: usize = HEADER + 16 * 1024;
 /// A header block above this is read as far as it goes; servers commonly refuse more than 8 to 16 KiB.
 const BLOCK_MAX: usize = 32 * 1024;
 
-#[derive(Default)]
 pub(super) struct Side {
     stream: Stream,
     state: State,
 }
 
-#[derive(Default)]
 struct State {
     decoder: Decoder,
     /// The first bytes were looked at: the preface can come no more.
@@ -67,6 +65,12 @@ struct Work<'a, 'b> {
 }
 
 impl Side {
+    pub(super) fn new(config: &Config) -> Self {
+        let decoder = Decoder::new(config);
+        let state = State { decoder, begun: false, certain: false, block: None, data: None, tail: None };
+        Self { stream: Stream::default(), state }
+    }
+
     pub(super) fn segment(
         &mut self,
         ctx: &Context<'_>,

@@ -5,6 +5,7 @@ use metaflow_schema::enums::{L7Protocol, L7Type, ResponseStatus};
 use super::frame::PREFACE;
 use crate::session::Direction::{self, ToClient, ToServer};
 use crate::session::conversation::tests::Talker;
+use crate::session::{Config, Transport};
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_be_bytes();
@@ -115,6 +116,29 @@ fn headers_become_fields() {
     assert_eq!((&*session.trace_id, &*session.span_id), (&trace[3..35], &trace[36..52]));
     assert_eq!((session.request_id, session.request_length), (1, request.len() as u64));
     assert!(!format!("{session:?}").contains("secret"));
+}
+
+#[test]
+fn headers_that_an_operator_named_come_in_place_of_the_usual_ones() {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let config = Config {
+        trace_headers: names(&["X-Trace", "traceparent"]),
+        request_id_headers: names(&["x-correlation-id"]),
+        ..Config::default()
+    };
+    let mut talker = Talker::new(Transport::Tcp, 80, config);
+    let fields = [
+        (":method", "GET"),
+        (":path", "/a"),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("x-trace", "t-1"),
+        ("x-request-id", "r-1"),
+        ("x-correlation-id", "c-1"),
+    ];
+    talker.client(1, [start(), headers(1, true, &fields)].concat());
+    talker.server(2, [frame(4, 0, 0, &[]), headers(1, true, &[(":status", "200")])].concat()).finish();
+    let session = &talker.sessions[0];
+    assert_eq!((&*session.trace_id, &*session.x_request_id_request), ("t-1", "c-1"));
 }
 
 #[test]

@@ -27,7 +27,7 @@ block! {
             observation_point: U8 Enum(ObservationPoint::VALUES);
             /// how it was seen
             signal_source: U8 Enum(SignalSource::VALUES);
-            /// IANA protocol number
+            /// IANA protocol number; 0: a Unix socket
             protocol: U8 Plain;
             /// port of the client
             client_port: U16 Plain;
@@ -83,9 +83,11 @@ block! {
             referer: Text Plain;
             /// first address of X-Forwarded-For
             http_proxy_client: Text Plain;
-            /// TCP sequence number of the request
+            /// path of the Unix socket; abstract ones begin with @
+            socket_path: Text Plain;
+            /// TCP sequence number of the request; of a Unix socket a number that both ends share
             req_tcp_seq: U32 Plain;
-            /// TCP sequence number of the response
+            /// TCP sequence number of the response; likewise
             resp_tcp_seq: U32 Plain;
             /// trace id of system calls, request
             syscall_trace_id_request: U64 Plain;
@@ -118,7 +120,7 @@ block! {
             batch_seq: U64 Ledger, "DoubleDelta, LZ4";
             /// where on the path it was seen
             observation_point: U8 Enum(ObservationPoint::VALUES);
-            /// IANA protocol number
+            /// IANA protocol number; 0: a Unix socket
             protocol: U8 Plain;
             /// application protocol
             l7_protocol: U8 Enum(L7Protocol::VALUES);
