@@ -38,7 +38,7 @@ async fn log_is_empty(node: &Node) -> Result<()> {
 }
 
 /// Stops the first node in an insert until the other one has stored everything, and checks what the store has in the end.
-async fn pause(nodes: &[Node; 2], server: &StoreServer, proxy: &Proxy, hold: Hold, name: &str) -> Result<()> {
+async fn pause(nodes: &[Node; 2], proxy: &Proxy, hold: Hold, name: &str) -> Result<()> {
     let urls = nodes.each_ref().map(Node::grpc_url);
     let at = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&at);
