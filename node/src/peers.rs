@@ -217,7 +217,7 @@ impl Peers {
             Ok(Err(status)) if status.code() == Code::Unimplemented => {
                 return Err("its release does not know this question".to_owned());
             }
-            Ok(Err(status)) => return Err(status.message().to_owned()),
+            Ok(Err(status)) => return Err(calls::reason(&status)),
             Err(_) => return Err(format!("no answer came within {} s", within.as_secs())),
         };
         serde_json::from_slice(&answer).map_err(|error| format!("its answer is not readable: {error}"))

@@ -1,22 +1,25 @@
-//! Connections of the gRPC server: a bounded number of them, encrypted before the server sees them.
+//! Connections of the gRPC server: a bounded number of them, encrypted before the server sees them, each a task that keeps little: most say
+//! a few bytes a second, and there are tens of thousands.
 
 use std::{
     io,
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures::{Stream, StreamExt as _};
+use hyper::server::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use metaflow_tls::{AcceptError, Server, ServerStream};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore},
 };
-use tonic::transport::server::Connected;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use super::services::Services;
 use crate::{
     metrics::{Connections, Listener},
     plain,
@@ -24,6 +27,19 @@ use crate::{
 
 /// After an error of `accept` (no file descriptors left), which does not go away by asking at once again.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Streams of one connection; an agent needs two.
+const STREAMS_MAX: u32 = 8;
+/// What a stream may send before it is read; it lies in memory that nobody was asked for. Enough for 6 MB/s at 10 ms.
+const WINDOW_BYTES: u32 = 64 << 10;
+/// More than all streams together: one that has to wait must not stop the heartbeats beside it.
+const CONNECTION_WINDOW_BYTES: u32 = 2 * STREAMS_MAX * WINDOW_BYTES;
+/// What waits in a stream to be sent, beside the message that is being sent.
+const SEND_BYTES_MAX: usize = 64 << 10;
+/// Largest head of a request.
+const HEAD_BYTES_MAX: u32 = 16 << 10;
+/// A connection that is dead without a word is noticed after these two.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Handshakes at one time; more wait in the kernel's queue. Each has its own time limit.
 const HANDSHAKES_MAX: usize = 512;
 
@@ -48,38 +64,104 @@ pub(crate) struct Door {
     pub(crate) metrics: Connections,
 }
 
-/// Accepts connections; above the bound they wait in the kernel's queue.
-pub(super) fn incoming(listener: TcpListener, door: Door) -> impl Stream<Item = io::Result<Connection>> {
+/// Serves until `stop`, then until every stream has ended. Connections above the bound wait in the kernel's queue.
+pub(super) async fn serve(listener: TcpListener, services: Services, door: Door, stop: CancellationToken) {
     let room = Arc::new(Semaphore::new(door.connections_max));
-    futures::stream::unfold((listener, room), async |(listener, room)| {
-        if room.available_permits() == 0 {
-            tracing::warn!(
-                "as many agents are connected as may be: more wait until others leave (grpc.connections_max)"
-            );
-        }
-        let permit = Arc::clone(&room).acquire_owned().await.ok()?;
-        // Whatever else there is to do: agents whose node died come faster than the kernel's queue is long, and what it drops comes again a
-        // second later, twice.
-        let stream = tokio::task::unconstrained(accept(&listener)).await;
-        Some(((stream, permit), (listener, room)))
-    })
-    .map(move |(stream, permit)| open(door.clone(), stream, permit))
-    .buffer_unordered(HANDSHAKES_MAX)
-    .filter_map(async |connection| connection.map(Ok))
+    let opening = Arc::new(Opening { door, handshakes: Semaphore::new(HANDSHAKES_MAX) });
+    let http = Arc::new(http());
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            accepted = next(&listener, &room) => accepted,
+            () = stop.cancelled() => break,
+        };
+        let Some((stream, permit)) = accepted else { break };
+        let (opening, http) = (Arc::clone(&opening), Arc::clone(&http));
+        let (services, stop) = (services.clone(), stop.clone());
+        connections.spawn(async move {
+            // Boxed: what it takes is given back before the connection is served, which is for hours.
+            let connection = Box::pin(opening.open(stream, permit)).await;
+            drop(opening);
+            if let Some(connection) = connection {
+                serve_one(connection, services, &http, stop).await;
+            }
+        });
+    }
+    // Who comes now is refused, and not left waiting.
+    drop(listener);
+    connections.close();
+    connections.wait().await;
 }
 
-/// Makes a connection secret. The work is a task's, so that many handshakes use all processors.
-async fn open(door: Door, stream: TcpStream, permit: OwnedSemaphorePermit) -> Option<Connection> {
-    let Some(tls) = door.tls else {
-        return Some(Connection { stream: Transport::Plain(stream), _permit: permit });
+/// HTTP/2 with bounds for whoever may connect.
+fn http() -> http2::Builder<TokioExecutor> {
+    let mut http = http2::Builder::new(TokioExecutor::new());
+    http.timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_stream_window_size(WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_send_buf_size(SEND_BYTES_MAX)
+        .max_header_list_size(HEAD_BYTES_MAX)
+        // Heads come twice in a connection's life: tables for them would be memory for nothing.
+        .header_table_size(0)
+        .auto_date_header(false)
+        .keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    http
+}
+
+async fn serve_one(
+    connection: Connection,
+    services: Services,
+    http: &http2::Builder<TokioExecutor>,
+    stop: CancellationToken,
+) {
+    let mut connection = pin!(http.serve_connection(TokioIo::new(connection), services));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
     };
-    let handshake = async move {
+    if let Err(error) = ended {
+        tracing::debug!(error = &error as &dyn std::error::Error, "a gRPC connection ended");
+    }
+}
+
+/// The next connection, when there may be one more; none when the node ends.
+async fn next(listener: &TcpListener, room: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    if room.available_permits() == 0 {
+        tracing::warn!(
+            "as many agents are connected as may be: more wait until others leave (grpc.connections_max)"
+        );
+    }
+    let permit = Arc::clone(room).acquire_owned().await.ok()?;
+    // Whatever else there is to do: agents whose node died come faster than the kernel's queue is long, and what it drops comes again a
+    // second later, twice.
+    let stream = tokio::task::unconstrained(accept(listener)).await;
+    Some((stream, permit))
+}
+
+/// What connections are made ready with.
+struct Opening {
+    door: Door,
+    handshakes: Semaphore,
+}
+
+impl Opening {
+    /// Makes a connection secret; none when that is refused.
+    async fn open(&self, stream: TcpStream, permit: OwnedSemaphorePermit) -> Option<Connection> {
+        let Some(tls) = &self.door.tls else {
+            return Some(Connection { stream: Transport::Plain(stream), _permit: permit });
+        };
+        let _turn = self.handshakes.acquire().await.ok()?;
         match tls.accept(stream).await {
             Ok(stream) => {
                 Some(Connection { stream: Transport::Encrypted(Box::new(stream)), _permit: permit })
             }
             Err(error) => {
-                door.metrics.refuse(Listener::Grpc, error.reason());
+                self.door.metrics.refuse(Listener::Grpc, error.reason());
                 tracing::debug!(error = &error as &dyn std::error::Error, "a gRPC connection was refused");
                 if let AcceptError::PlainText(stream) = error {
                     plain::answer_grpc(stream).await;
@@ -87,8 +169,7 @@ async fn open(door: Door, stream: TcpStream, permit: OwnedSemaphorePermit) -> Op
                 None
             }
         }
-    };
-    tokio::spawn(handshake).await.ok().flatten()
+    }
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
@@ -107,12 +188,6 @@ async fn accept(listener: &TcpListener) -> TcpStream {
             }
         }
     }
-}
-
-impl Connected for Connection {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
 }
 
 impl AsyncRead for Connection {

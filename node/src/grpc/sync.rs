@@ -155,9 +155,12 @@ impl Control {
                 request = self.requests.message() => match request? {
                     Some(SyncRequest { body }) => {
                         self.heard = Instant::now();
-                        // A newer agent may say what this release does not know.
-                        if let Some(body) = body {
-                            self.handle(body).await?;
+                        match body {
+                            Some(sync_request::Body::Heartbeat(heartbeat)) => self.heartbeat(heartbeat),
+                            // Boxed: it is rare, and would make every stream as large as it is.
+                            Some(body) => Box::pin(self.handle(body)).await?,
+                            // A newer agent may say what this release does not know.
+                            None => {}
                         }
                         drop(self.admitted.take());
                     }

@@ -113,15 +113,8 @@ pub(super) async fn start(
         engine: shard.map(shards::Engine::new),
         pages,
     };
-    let serving = grpc::serve(grpc_listener, agents, fleet, nodes, door);
-    let grpc = tokio::spawn(log_end(serving));
+    let grpc = tokio::spawn(grpc::serve(grpc_listener, agents, fleet, nodes, door));
     Ok(Started { engine, pipeline, grpc, followers: [guide, names, documents, rollouts], stop })
-}
-
-async fn log_end(serving: impl Future<Output = Result<(), tonic::transport::Error>>) {
-    if let Err(error) = serving.await {
-        tracing::error!(error = &error as &dyn std::error::Error, "the gRPC server ended");
-    }
 }
 
 /// Answers for the own store, or for those of all nodes.

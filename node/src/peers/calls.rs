@@ -64,7 +64,7 @@ async fn within<T>(timeout: Duration, call: impl Future<Output = Result<T, Statu
 }
 
 /// What went wrong, with its cause: the transport's own text says only that it was the transport.
-fn reason(status: &Status) -> String {
+pub(super) fn reason(status: &Status) -> String {
     let mut text = status.message().to_owned();
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
