@@ -20,7 +20,8 @@ pub struct Memory {
 #[derive(Debug, Clone, Default)]
 struct State {
     durable: Table,
-    current: Table,
+    /// Shared with who reads through it, who sees it as it was.
+    current: Arc<Table>,
     /// Written since the last sync, in order.
     unsynced: Vec<Changes>,
     is_full: bool,
@@ -34,7 +35,7 @@ impl Memory {
         for changes in unsynced.iter().take(kept) {
             apply(&mut state.durable, changes);
         }
-        state.current = state.durable.clone();
+        state.current = Arc::new(state.durable.clone());
     }
 
     /// Writes that a power loss could undo.
@@ -64,7 +65,7 @@ impl Memory {
             let source = io::Error::from(io::ErrorKind::StorageFull).into();
             return Err(Error { action: "write", family: "a full disk", source });
         }
-        apply(&mut state.current, changes);
+        apply(Arc::make_mut(&mut state.current), changes);
         state.unsynced.push(changes.clone());
         if durability == Durability::Synced {
             let State { durable, unsynced, .. } = &mut *state;
@@ -74,8 +75,8 @@ impl Memory {
     }
 
     pub(super) fn scan(&self, family: Family, start: &[u8], mut visit: impl FnMut(&[u8], &[u8]) -> bool) {
-        // A copy: who visits may write.
-        let table = self.lock().current.clone();
+        // Who visits may write.
+        let table = Arc::clone(&self.lock().current);
         for ((_, key), value) in
             table.range((family, start.to_vec())..).take_while(|((of, _), _)| *of == family)
         {
