@@ -12,7 +12,7 @@ use crate::{
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// What the nodes of a test share.
-pub(crate) const SECRET: &str = "nobody else would say this, and it is long enough\n";
+pub const SECRET: &str = "nobody else would say this, and it is long enough\n";
 
 /// Nodes 1, 2, ... and their ClickHouse server; all end with the test.
 pub struct Cluster {

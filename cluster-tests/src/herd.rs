@@ -52,6 +52,7 @@ struct Shared {
     /// Agents by the version of their configuration; those without one are left out.
     versions: Mutex<BTreeMap<u64, u32>>,
     lost: AtomicU32,
+    away: AtomicU32,
     heartbeats: AtomicU64,
     replies: AtomicU64,
     breaks: AtomicU64,
@@ -78,6 +79,8 @@ pub struct Count {
     pub versions: BTreeMap<u64, u32>,
     /// Agents whose node was lost and that no other has welcomed since.
     pub lost: u32,
+    /// Of those that are served: by a node that is not on their list.
+    pub away: u32,
     pub heartbeats: u64,
     /// Answers to heartbeats.
     pub replies: u64,
@@ -102,7 +105,7 @@ impl Count {
     }
 
     pub fn add(&mut self, other: &Self) {
-        let Self { served, versions, lost, heartbeats, replies, breaks, silences } = other;
+        let Self { served, versions, lost, away, heartbeats, replies, breaks, silences } = other;
         for (server, count) in served {
             *self.served.entry(server.clone()).or_default() += count;
         }
@@ -110,6 +113,7 @@ impl Count {
             *self.versions.entry(*version).or_default() += count;
         }
         self.lost += lost;
+        self.away += away;
         self.heartbeats += heartbeats;
         self.replies += replies;
         self.breaks += breaks;
@@ -131,6 +135,7 @@ impl Herd {
             places,
             versions: Mutex::default(),
             lost: AtomicU32::new(0),
+            away: AtomicU32::new(0),
             heartbeats: AtomicU64::new(0),
             replies: AtomicU64::new(0),
             breaks: AtomicU64::new(0),
@@ -165,6 +170,7 @@ impl Herd {
             served: places.map(|(server, count)| (server.clone(), count.load(Ordering::Relaxed))).collect(),
             versions: shared.versions.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             lost: shared.lost.load(Ordering::Relaxed),
+            away: shared.away.load(Ordering::Relaxed),
             heartbeats: shared.heartbeats.load(Ordering::Relaxed),
             replies: shared.replies.load(Ordering::Relaxed),
             breaks: shared.breaks.load(Ordering::Relaxed),

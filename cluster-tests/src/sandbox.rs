@@ -13,7 +13,7 @@ mod member;
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::Stdio,
+    process::{Output, Stdio},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -46,6 +46,8 @@ const BATCHES: u32 = 64;
 const ROWS_A_BATCH: u32 = 7;
 /// I8.
 const SERVED_WITHIN: Duration = Duration::from_secs(10);
+/// I9: what a node may use, as its configuration has it; the least that is allowed.
+const BUDGET_MIB: u64 = 160;
 /// I10.
 const QUIET: Duration = Duration::from_secs(2);
 
@@ -65,6 +67,8 @@ pub struct Report {
     pub batches: usize,
     pub streams_broken: u32,
     pub names: u64,
+    /// The most that the process ever used.
+    pub memory_mib: u64,
 }
 
 struct Sandbox {
@@ -90,12 +94,13 @@ pub async fn run(seed: u64, options: Options, folder: &Path) -> Result<Report> {
     }
     sandbox.lines.mend_all();
     sandbox.ready().await?;
-    wait_for("I8: all agents to be served", SERVED_WITHIN, async || sandbox.check_served(&herd)).await?;
+    wait_for("I8: all agents to be served", SERVED_WITHIN, async || sandbox.check_at_home(&herd)).await?;
     let mut agents = Vec::new();
     for ledger in ledgers.join_all().await {
         agents.push(ledger.context("I5")?);
     }
     let names = sandbox.check_end(&agents).await?;
+    let memory_mib = sandbox.check_memory().await?;
     drop(herd);
     sandbox.members.iter().for_each(Member::terminate);
     for member in &mut sandbox.members {
@@ -103,7 +108,7 @@ pub async fn run(seed: u64, options: Options, folder: &Path) -> Result<Report> {
     }
     let streams_broken = agents.iter().map(|agent| agent.breaks).sum();
     let batches = agents.iter().map(|agent| agent.committed.len()).sum();
-    Ok(Report { faults, batches, streams_broken, names })
+    Ok(Report { faults, batches, streams_broken, names, memory_mib })
 }
 
 impl Sandbox {
@@ -213,6 +218,18 @@ impl Sandbox {
 
     /// Asks a node as an operator does; the answer is JSON.
     async fn ctl(&self, member: &Member, arguments: &[&str]) -> Result<serde_json::Value> {
+        let (output, answer) = self.ask(member, arguments).await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{arguments:?} of node {}: {said} {answer:?}", member.node_id);
+        answer.with_context(|| format!("{arguments:?}: {said}"))
+    }
+
+    /// The same where something may be wrong.
+    async fn ask(
+        &self,
+        member: &Member,
+        arguments: &[&str],
+    ) -> Result<(Output, serde_json::Result<serde_json::Value>)> {
         let mut command = Command::new(binary("metaflow"));
         match &self.tls {
             Some(folder) => {
@@ -225,14 +242,8 @@ impl Sandbox {
         }
         let output =
             command.arg("ctl").args(arguments).stdin(Stdio::null()).kill_on_drop(true).output().await?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(
-            output.status.success(),
-            "{arguments:?} of node {}: {said} {}",
-            member.node_id,
-            String::from_utf8_lossy(&output.stdout)
-        );
-        serde_json::from_slice(&output.stdout).with_context(|| format!("{arguments:?}: {said}"))
+        let answer = serde_json::from_slice(&output.stdout);
+        Ok((output, answer))
     }
 }
 
@@ -287,7 +298,7 @@ impl Configuration<'_> {
             );
         }
         let text = format!(
-            "node_id = {node_id}\ndata_dir = {:?}\nstop_within = \"10s\"\n[http]\nlisten = \"{http}\"\n[grpc]\nlisten = \"{grpc}\"\n{store}\n\
+            "node_id = {node_id}\ndata_dir = {:?}\nstop_within = \"10s\"\nmemory.budget = \"{BUDGET_MIB}MiB\"\n[http]\nlisten = \"{http}\"\n[grpc]\nlisten = \"{grpc}\"\n{store}\n\
              [cluster]\nlisten = \"{listen}\"\nadvertise = \"{advertise}\"\nseeds = [{}]\nsecret_file = {secret:?}\n{encryption}",
             folder.join("data"),
             seeds.join(", ")

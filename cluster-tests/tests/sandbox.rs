@@ -22,7 +22,7 @@ async fn check(seeds: &[u64], options: Options) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_or_doubled_when_lines_fail_and_nodes_die() -> Result<()> {
-    check(&[1], Options { nodes: 3, faults: Duration::from_secs(7), mutual_tls: false }).await
+    check(&[1], Options { nodes: 4, faults: Duration::from_secs(7), mutual_tls: false }).await
 }
 
 #[tokio::test(flavor = "multi_thread")]

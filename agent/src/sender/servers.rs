@@ -66,6 +66,11 @@ impl Servers {
         self.list.get(self.at).cloned()
     }
 
+    /// Whether the server in use is one that a node named, if any has named some.
+    pub fn is_named(&self) -> bool {
+        self.named == 0 || self.at < self.named
+    }
+
     /// Takes the list of a node: its order counts, the configured ones stay as the last resort.
     pub fn welcome(&mut self, current: &str, named: &[String]) {
         let mut list: Vec<String> = Vec::new();

@@ -64,10 +64,24 @@ struct Link {
 struct Served {
     shared: Arc<Shared>,
     place: usize,
+    is_away: bool,
+}
+
+impl Served {
+    /// Says whether the node that serves is on the agent's list.
+    fn settle(&mut self, is_away: bool) {
+        match (self.is_away, is_away) {
+            (false, true) => self.shared.away.fetch_add(1, Ordering::Relaxed),
+            (true, false) => self.shared.away.fetch_sub(1, Ordering::Relaxed),
+            _ => return,
+        };
+        self.is_away = is_away;
+    }
 }
 
 impl Drop for Served {
     fn drop(&mut self) {
+        self.settle(false);
         self.shared.places[self.place].1.fetch_sub(1, Ordering::Relaxed);
     }
 }
@@ -205,8 +219,8 @@ impl Session {
                 ensure!(self.agent_id == 0 || self.agent_id == welcome.agent_id, "the agent id changed");
                 self.agent_id = welcome.agent_id;
                 self.proof.clone_from(&welcome.agent_id_proof);
-                self.follow(link, server, &welcome.servers, now);
                 link.served = self.shared.served(server);
+                self.follow(link, server, &welcome.servers, now);
                 // Spread over the time between two, as agents that start at differing times are.
                 let beat = self.shared.config.sender.heartbeat;
                 link.next_beat = now + beat.mul_f64((random() % 1_000) as f64 / 1_000.0);
@@ -229,6 +243,9 @@ impl Session {
 
     fn follow(&mut self, link: &mut Link, server: &str, told: &[String], now: Instant) {
         self.servers.welcome(server, told);
+        if let Some(served) = &mut link.served {
+            served.settle(!self.servers.is_named());
+        }
         link.decides.plan_move(&self.servers, now, &self.shared.config.sender, random());
     }
 
@@ -307,6 +324,6 @@ impl Shared {
     fn served(self: &Arc<Self>, server: &str) -> Option<Served> {
         let place = self.places.iter().position(|(name, _)| name == server)?;
         self.places[place].1.fetch_add(1, Ordering::Relaxed);
-        Some(Served { shared: Arc::clone(self), place })
+        Some(Served { shared: Arc::clone(self), place, is_away: false })
     }
 }

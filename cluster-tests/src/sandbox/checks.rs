@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{HERD, PATIENCE, QUIET, ROWS_A_BATCH, Sandbox};
+use super::{BUDGET_MIB, HERD, PATIENCE, QUIET, ROWS_A_BATCH, Sandbox};
 use crate::{herd::Herd, ledger::LedgerAgent, wait_for};
 
 impl Sandbox {
@@ -12,6 +12,35 @@ impl Sandbox {
         let count = herd.count();
         ensure!(count.total() == HERD && count.lost == 0, "{count:?}");
         Ok(())
+    }
+
+    /// I8: served, and by a node of the agent's own list.
+    pub(super) fn check_at_home(&self, herd: &Herd) -> Result<()> {
+        self.check_served(herd)?;
+        let count = herd.count();
+        ensure!(count.away == 0, "agents stayed with nodes off their lists: {count:?}");
+        Ok(())
+    }
+
+    /// I9: answers the most that the process ever used.
+    pub(super) async fn check_memory(&self) -> Result<u64> {
+        wait_for("I9: nodes to give all memory back", PATIENCE, async || {
+            let (_, status) = self.ask(&self.members[0], &["status", "-o", "json"]).await?;
+            let status = status?;
+            let nodes = status["nodes"].as_array().context("nodes")?;
+            for node in nodes {
+                let own = &node["own"];
+                ensure!(own["memory_used_bytes"] == 0 && own["wal_bytes"] == 0, "{node}");
+            }
+            ensure!(nodes.len() == self.members.len(), "{status}");
+            anyhow::Ok(())
+        })
+        .await?;
+        // All nodes are in this process, and so is what tests them.
+        let peak = peak_mib()?;
+        let may = BUDGET_MIB * self.members.len() as u64;
+        ensure!(peak <= may, "I9: {peak} MiB were used, and the nodes may use {may}");
+        Ok(peak)
     }
 
     /// I10: once all are where they belong, nothing moves.
@@ -84,4 +113,12 @@ impl Sandbox {
         ensure!(stored.is_empty(), "I11: the store has batches that no ledger knows: {stored:?}");
         Ok(())
     }
+}
+
+/// The most memory that this process ever had resident.
+fn peak_mib() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).context("no VmHWM")?;
+    let kib: u64 = line.split_whitespace().nth(1).context("no figure")?.parse()?;
+    Ok(kib / 1024)
 }
