@@ -37,8 +37,38 @@ async fn log_is_empty(node: &Node) -> Result<()> {
     .await
 }
 
+/// How long the store works at an insert of the first node: longer than an agent waits, and longer than a claim waits until it ends it.
+const SLOW_SECONDS: u32 = 12;
+
+/// Makes inserts of the first node slow: the store works at each, after it looked for claims.
+async fn slow_down(server: &StoreServer) -> Result<()> {
+    let is_slow = format!("if(startsWith(queryID(), 'metaflow-1-'), sleep({SLOW_SECONDS}) = 0, 1)");
+    server.sql(format!("ALTER TABLE flow_log.l7_flow_log ADD CONSTRAINT slow CHECK {is_slow}")).await?;
+    Ok(())
+}
+
+/// Waits until the store works at an insert of the first node.
+async fn has_begun(server: &StoreServer) -> Result<()> {
+    wait_for("the store to begin with an insert", PATIENCE, async || {
+        let inserts =
+            "SELECT query_id FROM system.processes WHERE query_kind = 'Insert' AND query LIKE '%l7_flow_log%'";
+        let running = server.sql(inserts).await?;
+        ensure!(running.iter().any(|query_id| query_id.starts_with("metaflow-1-")), "{running:?} run");
+        anyhow::Ok(())
+    })
+    .await?;
+    // Of the inserts to come none is slow; this one goes on as it began.
+    server.sql("ALTER TABLE flow_log.l7_flow_log DROP CONSTRAINT slow").await?;
+    Ok(())
+}
+
 /// Stops the first node in an insert until the other one has stored everything, and checks what the store has in the end.
-async fn pause(nodes: &[Node; 2], proxy: &Proxy, hold: Hold, name: &str) -> Result<()> {
+async fn pause(
+    nodes: &[Node; 2],
+    proxy: &Proxy,
+    name: &str,
+    moment: impl Future<Output = Result<()>>,
+) -> Result<()> {
     let urls = nodes.each_ref().map(Node::grpc_url);
     let at = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&at);
@@ -49,7 +79,7 @@ async fn pause(nodes: &[Node; 2], proxy: &Proxy, hold: Hold, name: &str) -> Resu
         let result = agent.run(|| urls[seen.load(Ordering::Relaxed)].clone(), PATIENCE).await;
         (agent, result)
     });
-    proxy.hold(hold, PATIENCE).await?;
+    moment.await?;
     let stopped = nodes[0].pid().context("the node runs")?;
     kill_process(stopped, Signal::STOP)?;
     at.store(1, Ordering::Relaxed);
@@ -82,8 +112,10 @@ async fn a_node_that_is_stopped_in_an_insert_and_goes_on_later_doubles_no_row() 
     for node in &mut nodes {
         node.restart().await?;
     }
-    pause(&nodes, &proxy, Hold::All, "unsent").await?;
-    pause(&nodes, &proxy, Hold::Rest, "half").await?;
+    pause(&nodes, &proxy, "unsent", proxy.hold(Hold::All, PATIENCE)).await?;
+    pause(&nodes, &proxy, "half", proxy.hold(Hold::Rest, PATIENCE)).await?;
+    slow_down(&server).await?;
+    pause(&nodes, &proxy, "begun", has_begun(&server)).await?;
     for node in &mut nodes {
         node.terminate().await?;
     }

@@ -25,11 +25,11 @@ pub enum Hold {
     Answer,
     /// The store does not hear of it.
     All,
-    /// The store has begun with it and waits for the rest.
+    /// The store has a part of it and waits for the rest, before it begins: a block comes in one piece.
     Rest,
 }
 
-/// A store begins with an insert when it has so much of it: ClickHouse reads 256 KiB, in which the statement could still go on.
+/// So much passes before the rest is held: the head of the request, and the beginning of its body.
 const BEGUN_BYTES: usize = 512 << 10;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

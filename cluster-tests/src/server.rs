@@ -167,7 +167,9 @@ fn users() -> String {
     let password = PASSWORD.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     format!(
         "<clickhouse>
-<profiles><default/></profiles>
+<profiles><default>
+<function_sleep_max_microseconds_per_block>60000000</function_sleep_max_microseconds_per_block>
+</default></profiles>
 <quotas><default/></quotas>
 <users>
 <default><password></password><networks><ip>127.0.0.1</ip></networks><profile>default</profile><quota>default</quota></default>
