@@ -150,8 +150,18 @@ impl<S: Source> Querier<S> {
 
     /// Answers one statement. `now_seconds` is what `now()` means in it.
     pub async fn answer(&self, sql: &str, database: Option<&str>, now_seconds: u32) -> Result<Answer, Error> {
+        self.answer_to(|request| metaflow_query::compile(sql, request), database, now_seconds).await
+    }
+
+    /// Answers what `compile` makes for the stores that are there.
+    async fn answer_to(
+        &self,
+        compile: impl Fn(&Request<'_>) -> Result<Compiled, metaflow_query::Error> + Send + Sync,
+        database: Option<&str>,
+        now_seconds: u32,
+    ) -> Result<Answer, Error> {
         let request = Request { database, now_seconds, shards: None };
-        match metaflow_query::compile(sql, &request)? {
+        match compile(&request)? {
             Compiled::Answer { columns, rows } => Ok(Answer::from_catalogue(columns, &rows)),
             Compiled::Select { sql: local, columns, limits } => {
                 let Some(stores) = &self.stores else {
@@ -159,9 +169,9 @@ impl<S: Source> Querier<S> {
                     return Answer::from_store(columns, &body, vec![]);
                 };
                 let reached = stores.reach().await;
-                match self.read(sql, &request, reached).await {
+                match self.read(&compile, &request, reached).await {
                     // A store went away in between: it is found missing the second time.
-                    Err(Error::Unavailable(_)) => self.read(sql, &request, stores.reach().await).await,
+                    Err(Error::Unavailable(_)) => self.read(&compile, &request, stores.reach().await).await,
                     result => result,
                 }
             }
@@ -169,9 +179,14 @@ impl<S: Source> Querier<S> {
     }
 
     /// Reads the stores that were reached.
-    async fn read(&self, sql: &str, request: &Request<'_>, reached: Reached) -> Result<Answer, Error> {
+    async fn read(
+        &self,
+        compile: &(impl Fn(&Request<'_>) -> Result<Compiled, metaflow_query::Error> + Send + Sync),
+        request: &Request<'_>,
+        reached: Reached,
+    ) -> Result<Answer, Error> {
         let Reached { shards, missing } = reached;
-        match metaflow_query::compile(sql, &Request { shards: shards.as_ref(), ..*request })? {
+        match compile(&Request { shards: shards.as_ref(), ..*request })? {
             Compiled::Answer { columns, rows } => Ok(Answer::from_catalogue(columns, &rows)),
             Compiled::Select { sql, columns, limits } => {
                 let body = self.run(&sql, &limits).await?;

@@ -7,12 +7,13 @@ mod assemble;
 mod clock;
 mod keys;
 mod link;
+mod names;
 mod row;
 #[cfg(test)]
 mod tests;
 mod timing;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 pub use assemble::{Reason, Span, assemble, trees_with};
 pub use keys::Span as TimeSpan;
@@ -20,13 +21,19 @@ use row::Place;
 pub use row::{Row, RowId};
 pub use timing::{Timing, timings};
 
-use super::{Error, Querier, Source};
+use metaflow_query::Request;
+use serde::de::DeserializeOwned;
+
+use super::{Answer, Error, Querier, Source};
 use keys::{Keys, ROWS_MAX};
 
 /// Rounds of look-ups: each goes one process up and down. What carries a trace id needs no more than one.
 const ROUNDS_MAX: usize = 5;
 /// A row is looked for up to so long after its begin: its time is its end.
 const ROW_SECONDS_MAX: u64 = 600;
+
+/// Names asked for in one statement: as long as others are.
+const NAMES_MAX: usize = 4_000;
 
 /// What a trace is looked for by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,6 +109,14 @@ impl<S: Source> Querier<S> {
         let mut whole = Found::default();
         self.look_up(keys::whole(&known.rows), now, &mut whole, |row| known.places.contains(&row.place()))
             .await?;
+        let mut found = HashMap::new();
+        for ids in names::ids(&whole.rows).chunks(NAMES_MAX) {
+            let statement = |request: &Request<'_>| Ok(metaflow_query::compile_names(ids, request));
+            let answer = self.answer_to(statement, Some("flow_tag"), now).await?;
+            let names: Vec<(u8, u64, String)> = rows_of(&answer)?;
+            found.extend(names.into_iter().map(|(kind, id, name)| ((kind, id), name)));
+        }
+        names::write(&mut whole.rows, &found);
         Ok(whole.rows)
     }
 
@@ -114,8 +129,7 @@ impl<S: Source> Querier<S> {
     ) -> Result<(), Error> {
         for statement in statements {
             let answer = self.answer(&statement, Some("flow_log"), now).await?;
-            let rows: Vec<Row> = serde_json::from_str(answer.rows.get())
-                .map_err(|error| Error::Store(format!("its rows are not readable: {error}")))?;
+            let rows: Vec<Row> = rows_of(&answer)?;
             found.cut |= rows.len() >= ROWS_MAX;
             for row in rows.into_iter().filter(|row| wanted(row)) {
                 if found.places.len() >= ROWS_MAX {
@@ -127,6 +141,11 @@ impl<S: Source> Querier<S> {
         }
         Ok(())
     }
+}
+
+fn rows_of<R: DeserializeOwned>(answer: &Answer) -> Result<Vec<R>, Error> {
+    serde_json::from_str(answer.rows.get())
+        .map_err(|error| Error::Store(format!("its rows are not readable: {error}")))
 }
 
 /// Rows without repetitions.

@@ -94,6 +94,23 @@ fn position<T: PartialEq>(entries: &mut Vec<T>, entry: T) -> usize {
     })
 }
 
+/// Columns of the dictionary for these kinds and ids.
+pub(crate) fn names(columns: [&'static str; 3], ids: &[(u8, u64)], shards: Option<&Shards>) -> String {
+    let registry = Registry::new(shards);
+    let mut writer = Writer::new(&registry, Layer::Rows);
+    writer.raw("SELECT ");
+    writer.list(&columns.map(Sql::Column));
+    writer.raw(" FROM ");
+    writer.dictionary();
+    writer.raw(" WHERE ");
+    let pair = |(kind, id): &(u8, u64)| {
+        Sql::Tuple(vec![Sql::Integer(i128::from(*kind)), Sql::Integer(i128::from(*id))])
+    };
+    let subject = Sql::Tuple(vec![Sql::Column("kind"), Sql::Column("id")]);
+    writer.sql(&Sql::In(Box::new(subject), ids.iter().map(pair).collect()));
+    writer.out
+}
+
 /// How keys and aggregates are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Layer {

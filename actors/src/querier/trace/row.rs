@@ -4,12 +4,15 @@ use metaflow_schema::enums::{ObservationPoint, SignalSource, SyscallTraceSource}
 use serde::{Deserialize, Deserializer, Serialize};
 
 macro_rules! row {
-    ($( $(#[$meta:meta])* $field:ident: $type:ty = $sql:literal, )+) => {
+    ($( $(#[$meta:meta])* $field:ident: $type:ty = $sql:literal, )+ ; $( $name:ident, )+) => {
         /// One row of `l7_flow_log`.
         #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, Serialize)]
-        pub struct Row { $( $(#[$meta])* pub $field: $type, )+ }
+        pub struct Row {
+            $( $(#[$meta])* pub $field: $type, )+
+            $( #[serde(skip_deserializing)] pub $name: String, )+
+        }
 
-        /// What a statement must select to get rows, names last.
+        /// What a statement must select to get rows without their names.
         pub(super) const COLUMNS: &[&str] = &[$( $sql, )+];
     };
 }
@@ -82,22 +85,32 @@ row! {
     request_resource: String = "request_resource",
     #[serde(default, deserialize_with = "text")]
     response_exception: String = "response_exception",
-    #[serde(default, deserialize_with = "text")]
-    request_type: String = "request_type",
-    #[serde(default, deserialize_with = "text")]
-    request_domain: String = "request_domain",
-    #[serde(default, deserialize_with = "text")]
-    endpoint: String = "endpoint",
-    #[serde(default, deserialize_with = "text")]
-    auto_service_0: String = "auto_service_0",
-    #[serde(default, deserialize_with = "text")]
-    auto_service_1: String = "auto_service_1",
-    #[serde(default, deserialize_with = "text")]
-    auto_instance_0: String = "auto_instance_0",
-    #[serde(default, deserialize_with = "text")]
-    auto_instance_1: String = "auto_instance_1",
-    #[serde(default, deserialize_with = "text")]
-    agent: String = "agent",
+    #[serde(default, skip_serializing)]
+    request_type_id: u64 = "request_type_id",
+    #[serde(default, skip_serializing)]
+    request_domain_id: u64 = "request_domain_id",
+    #[serde(default, skip_serializing)]
+    endpoint_id: u64 = "endpoint_id",
+    #[serde(default, skip_serializing)]
+    auto_service_type_0: u8 = "auto_service_type_0",
+    #[serde(default, skip_serializing)]
+    auto_instance_type_0: u8 = "auto_instance_type_0",
+    #[serde(default, skip_serializing)]
+    auto_instance_id_0: u32 = "auto_instance_id_0",
+    #[serde(default, skip_serializing)]
+    auto_instance_type_1: u8 = "auto_instance_type_1",
+    #[serde(default, skip_serializing)]
+    auto_instance_id_1: u32 = "auto_instance_id_1",
+    // Names of these, see `names`.
+    ;
+    request_type,
+    request_domain,
+    endpoint,
+    auto_service_0,
+    auto_service_1,
+    auto_instance_0,
+    auto_instance_1,
+    agent,
 }
 
 /// Columns that look-ups read.
