@@ -148,12 +148,31 @@ pub enum Event<'a> {
         place: u64,
         stream: u32,
     },
+    /// The task, one of tokio, does something to another task, or to a queue.
+    Act {
+        task: Task,
+        act: Act,
+        other: u64,
+    },
     ThreadExit {
         task: Task,
     },
     Exec {
         task: Task,
     },
+}
+
+/// What a task of tokio does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Act {
+    /// It begins another task. The other is a task's number.
+    Spawns,
+    /// The first time that it wakes another task.
+    Wakes,
+    /// It leaves something in a queue. The other is an address.
+    Sends,
+    /// It waits for something in a queue, for which another task or none waited before.
+    Waits,
 }
 
 /// Why a record is no event.
@@ -203,6 +222,10 @@ pub fn read(record: &[u8]) -> Result<Event<'_>, Unusable> {
         kind::SPAWN => Ok(Event::Spawn { task, child: socket }),
         kind::HAND_OVER => Ok(Event::HandOver { task, place: socket, stream: length }),
         kind::TAKE_OVER => Ok(Event::TakeOver { task, place: socket, stream: length }),
+        kind::TASK_SPAWN => Ok(Event::Act { task, act: Act::Spawns, other: socket }),
+        kind::TASK_WAKE => Ok(Event::Act { task, act: Act::Wakes, other: socket }),
+        kind::TASK_SEND => Ok(Event::Act { task, act: Act::Sends, other: socket }),
+        kind::TASK_WAIT => Ok(Event::Act { task, act: Act::Waits, other: socket }),
         kind::THREAD_EXIT => Ok(Event::ThreadExit { task }),
         kind::EXEC => Ok(Event::Exec { task }),
         _ => Err(Unusable::Kind),

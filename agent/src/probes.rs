@@ -220,13 +220,14 @@ impl Probes {
         });
         probes.attach_threads(&btf.library, &mut report);
         let problems = match PlainProbes::load(&mut probes.ebpf, settings.tls) {
-            Ok((plain, go)) => {
+            Ok((plain, [go, tokio])) => {
                 probes.plain = Some(plain);
-                [None, go.err()]
+                [None, go, tokio]
             }
-            Err(problem) => [Some(problem.clone()), Some(problem)],
+            Err(problem) => [Some(problem.clone()), Some(problem.clone()), Some(problem)],
         };
-        for ((name, lost), problem) in [(TLS, TLS_LOST), (GO, GO_LOST)].into_iter().zip(problems) {
+        let inside = [(TLS, TLS_LOST), (GO, GO_LOST), (TOKIO, TOKIO_LOST)];
+        for ((name, lost), problem) in inside.into_iter().zip(problems) {
             report.push(Capability { name, problem, lost });
         }
         (Some(probes), report)
@@ -342,7 +343,7 @@ impl Probes {
         }
     }
 
-    /// Files that are probed, programs and libraries with TLS or Go in them, and the number of probes in each.
+    /// Files that are probed, programs and libraries with TLS, Go or tokio in them, and the number of probes in each.
     pub fn probed_files(&self) -> impl Iterator<Item = (&Path, usize)> {
         self.plain.iter().flat_map(PlainProbes::probed)
     }
@@ -388,6 +389,9 @@ const TLS_LOST: &str = "requests inside TLS stay unseen";
 const GO: &str = "goroutines and TLS of Go (uprobes)";
 const GO_LOST: &str =
     "what a Go program asks while it works for a request is not linked to it; its TLS stays unseen";
+const TOKIO: &str = "tasks of tokio (uprobes)";
+const TOKIO_LOST: &str =
+    "which request a task works for is guessed from the order of what its process reads and writes";
 
 struct KernelTypes {
     bytes: Vec<u8>,

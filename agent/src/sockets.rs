@@ -10,7 +10,8 @@
 //!
 //! It is kept here, and not in the kernel: the events of a thread come in order, and here it is known when a
 //! response is complete, which is what keeps requests apart that follow one another on a thread.
-//! Where coroutines are seen (Go), they count instead of threads; one that is begun works for what the one that began it works for.
+//! Where coroutines are seen (goroutines, tasks of tokio), they count instead of threads; one that is begun works for what the one that began it
+//! works for. Tasks of tokio hand requests to one another over queues (`tasks`).
 //!
 //! TLS: a library hands over plain text and the address of its session. The socket is the one that the same thread used while it was in the
 //! library; where it used none (the data was there before), the one that the session had last.
@@ -26,10 +27,12 @@ mod opening;
 mod plain;
 mod socket;
 mod stream;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod threads;
 mod unix;
+mod work;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -43,9 +46,10 @@ use self::loops::Loop;
 use self::plain::Plain;
 use self::socket::{Part, Socket};
 use self::stream::Origin;
+use self::tasks::Tasks;
 use self::threads::{Threads, Touch};
 use self::unix::Unix;
-use crate::events::{Data, Event, SocketEnds, Task, Way};
+use crate::events::{Data, Event, SocketEnds, Way};
 use crate::flow::FlowFacts;
 use crate::session::{self, Conversation, SessionBox, Transport};
 
@@ -140,6 +144,7 @@ pub struct Sockets {
     /// Who has an end of a connection.
     owners: FxHashMap<SocketEnds, u32>,
     threads: Threads,
+    tasks: Tasks,
     /// Processes that work for several requests on one thread.
     loops: FxHashMap<u32, Loop>,
     /// What connections are begun for.
@@ -168,6 +173,7 @@ impl Sockets {
             sockets: FxHashMap::default(),
             owners: FxHashMap::default(),
             threads: Threads::default(),
+            tasks: Tasks::default(),
             loops: FxHashMap::default(),
             connecting: FxHashMap::default(),
             datagrams: Datagrams::default(),
@@ -238,6 +244,7 @@ impl Sockets {
             }
             Event::Sending { time, task, session } => self.sending(time, session, task),
             Event::Spawn { task, child } => self.threads.spawn(task, child),
+            Event::Act { task, act, other } => self.act(task, act, other),
             Event::HandOver { task, place, stream } => self.hand_over(task, place, stream),
             Event::TakeOver { task, place, stream } => self.take_over(task, place, stream),
             Event::ThreadExit { task } => {
@@ -387,7 +394,8 @@ impl Sockets {
             socket.conversation = Some(Box::new(Conversation::new(transport, port, session)));
         }
         let asks = socket.is_client_now() == (data.way == Way::Out);
-        let is_multiplexed = asks && socket.protocol() == L7Protocol::Http2;
+        let is_multiplexed =
+            asks && (socket.protocol() == L7Protocol::Http2 || frames::is_preface(data.payload));
         let begins = if is_multiplexed { frames::requests(data.payload) } else { Vec::new() };
         let counts = !socket.is_tls && socket.ends.transport != Transport::Udp;
         for part in frames::parts(data, &begins) {
@@ -412,41 +420,12 @@ impl Sockets {
     ) {
         let Data { way, task, length, payload } = *data;
         let Some(socket) = self.sockets.get_mut(&key) else { return };
-        let thread = self.threads.at(task);
         socket.has_coroutines |= task.coroutine != 0;
         let is_turn = socket.last_way.replace(way) != Some(way);
-        let known = self.loops.get_mut(&task.pid);
-        match (socket.is_client_now(), way) {
-            (false, Way::In) => {
-                if is_turn || begins == Some(true) {
-                    self.trace = self.trace.wrapping_add(1).max(1);
-                    socket.trace = self.trace;
-                    if let Some(known) = known {
-                        known.asked(socket.trace);
-                    }
-                }
-                thread.trace = socket.trace;
-                thread.next.clear();
-            }
-            (false, Way::Out) => thread.next.retain(|trace| *trace != socket.trace),
-            (true, Way::Out) => {
-                if let Some(known) = known {
-                    let alone = is_turn || socket.protocol() != L7Protocol::Http1;
-                    known.choose(thread, socket, begins.unwrap_or(alone));
-                } else {
-                    socket.trace = thread.trace;
-                }
-            }
-            // A server that speaks first answers nothing.
-            (true, Way::In) => {
-                thread.next.clear();
-                if socket.has_sent {
-                    thread.trace = socket.trace;
-                }
-            }
-        }
+        self.work_for(key, task, way, is_turn, begins);
+        let Some(socket) = self.sockets.get_mut(&key) else { return };
         socket.has_sent |= way == Way::Out;
-        let origin = Origin { task, trace: socket.trace, tcp_seq };
+        let origin = Origin { task, trace: socket.trace, is_guess: socket.is_guess, tcp_seq };
         let part = Part { way, time_us: now.wall_us, payload, length, is_gap, is_turn };
         socket.feed(part, origin, &mut self.sessions);
         if is_turn {
@@ -463,28 +442,6 @@ impl Sockets {
             self.give_up(key);
         } else if let Some(skip) = skip {
             self.judge(key, skip);
-        }
-    }
-
-    /// A finished request ends the work of its thread, which goes on with the `next` one if that is there; a response makes its thread go on with
-    /// what it was asked for.
-    fn after(&mut self, task: Task, way: Way, next: u64, calls: &[Call]) {
-        for call in calls.iter().filter(|call| call.session.l7_type == L7Type::Session) {
-            let thread = self.threads.at(task);
-            if let Some(known) = self.loops.get_mut(&task.pid) {
-                known.after(call);
-            }
-            match (call.point, way) {
-                (ObservationPoint::ServerProcess, Way::Out) if thread.trace == call.traces[0] => {
-                    thread.trace = next;
-                }
-                (ObservationPoint::ClientProcess, Way::In) => thread.trace = call.traces[0],
-                _ => {}
-            }
-        }
-        let answered = calls.iter().filter(|call| call.point == ObservationPoint::ClientProcess);
-        if way == Way::In && calls.len() > 1 {
-            self.threads.at(task).next = answered.map(|call| call.traces[0]).collect();
         }
     }
 
@@ -520,6 +477,9 @@ impl Sockets {
         }
         self.hand_out(key, out);
         if let Some(socket) = self.sockets.remove(&key) {
+            if !socket.is_client_now() {
+                self.tasks.answered(socket.trace);
+            }
             if let Some(known) = self.loops.get_mut(&socket.pid)
                 && !socket.is_client_now()
             {

@@ -1,4 +1,4 @@
-//! What of a program or library is worth a probe: plain text of TLS libraries, and Go's runtime.
+//! What of a program or library is worth a probe: plain text of TLS libraries, Go's runtime, and tokio's.
 //!
 //! Reads the file alone, never the memory of a process. A probe in the wrong place would break the program, so what is not certain is left out.
 //! Leaves out: which files processes have (`libraries`), attaching (`plain`).
@@ -7,6 +7,7 @@ mod dwarf;
 mod elf;
 mod go;
 mod returns;
+mod tokio;
 
 use std::path::PathBuf;
 
@@ -44,6 +45,7 @@ pub(super) fn programs() -> impl Iterator<Item = &'static str> {
     [ENTRY].into_iter().chain(FUNCTIONS.map(|(_, program)| program))
 }
 pub(super) use go::PROGRAMS as GO_PROGRAMS;
+pub(super) use tokio::PROGRAMS as TOKIO_PROGRAMS;
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
@@ -76,6 +78,7 @@ fn find(elf: &Elf, tls: bool) -> Result<Findings, Error> {
     if tls {
         openssl(elf, &mut findings)?;
     }
+    tokio::find(elf, &mut findings)?;
     Ok(findings)
 }
 

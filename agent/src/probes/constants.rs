@@ -11,6 +11,7 @@ struct Architecture {
     call_number: u32,
     function_arguments: [u32; 4],
     function_result: u32,
+    stack_pointer: u32,
     /// read, write, readv, writev, sendto, recvfrom, sendmsg, recvmsg, sendmmsg, recvmmsg, sendfile.
     calls: [u32; 11],
 }
@@ -21,6 +22,7 @@ const ARCHITECTURE: Architecture = Architecture {
     call_number: 120,
     function_arguments: [112, 104, 96, 88],
     function_result: 80,
+    stack_pointer: 152,
     calls: [0, 1, 19, 20, 44, 45, 46, 47, 307, 299, 40],
 };
 
@@ -31,6 +33,7 @@ const ARCHITECTURE: Architecture = Architecture {
     call_number: 280,
     function_arguments: [0, 8, 16, 24],
     function_result: 0,
+    stack_pointer: 248,
     calls: [63, 64, 65, 66, 206, 207, 211, 212, 269, 243, 71],
 };
 
@@ -118,12 +121,19 @@ pub(super) fn constants(
     for (index, offset) in unix(types).unwrap_or_default() {
         all[index] = offset;
     }
-    let Architecture { call_arguments, call_number, function_arguments, function_result, calls } =
-        ARCHITECTURE;
+    let Architecture {
+        call_arguments,
+        call_number,
+        function_arguments,
+        function_result,
+        stack_pointer,
+        calls,
+    } = ARCHITECTURE;
     all[constant::CALL_ARGUMENTS..][..6].copy_from_slice(&call_arguments);
     all[constant::CALL_NUMBER] = call_number;
     all[constant::FUNCTION_ARGUMENTS..][..4].copy_from_slice(&function_arguments);
     all[constant::FUNCTION_RESULT] = function_result;
+    all[constant::STACK_POINTER] = stack_pointer;
     all[constant::NR_READ..][..calls.len()].copy_from_slice(&calls);
     // The programs mask lengths, so the last byte of the room stays empty.
     all[constant::PAYLOAD_MAX] = settings.payload_max.min(LARGE as u32 - 1);

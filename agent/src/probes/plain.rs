@@ -55,7 +55,7 @@ pub(super) struct PlainProbes {
     reader: Reader,
     go_processes: KernelMap<MapData, u32, u64>,
     /// Programs that could not be loaded are not attached.
-    has_go: bool,
+    refused: Vec<&'static str>,
     processes: HashMap<u32, Process>,
     /// When to look at which process.
     due: BTreeMap<(u64, u32), ()>,
@@ -65,24 +65,30 @@ pub(super) struct PlainProbes {
 }
 
 impl PlainProbes {
-    /// Loads the programs; whether the kernel attaches them is tried on this process's own program. The second result says how it went with Go.
-    pub(super) fn load(ebpf: &mut Ebpf, tls: bool) -> Result<(Self, Result<(), String>), String> {
+    /// Loads the programs; whether the kernel attaches them is tried on this process's own program. The second result says what went wrong with
+    /// Go, and with tokio.
+    pub(super) fn load(ebpf: &mut Ebpf, tls: bool) -> Result<(Self, [Option<String>; 2]), String> {
         load(ebpf, binary::programs())?;
         try_attach(ebpf)?;
-        let go = load(ebpf, binary::GO_PROGRAMS.into_iter());
+        let parts = [&binary::GO_PROGRAMS[..], &binary::TOKIO_PROGRAMS[..]];
+        let problems = parts.map(|programs| load(ebpf, programs.iter().copied()).err());
+        let mut refused = Vec::new();
+        for (programs, _) in parts.iter().zip(&problems).filter(|(_, problem)| problem.is_some()) {
+            refused.extend_from_slice(programs);
+        }
         let map = ebpf.take_map("GO_PROCESSES").ok_or("the object has no map GO_PROCESSES")?;
         allow_descriptors();
         let search = Self {
             reader: Reader::start(tls).map_err(|error| explain(&error))?,
             go_processes: KernelMap::try_from(map).map_err(|error| explain(&error))?,
-            has_go: go.is_ok(),
+            refused,
             processes: HashMap::new(),
             due: BTreeMap::new(),
             listed_ms: None,
             files: HashMap::new(),
             is_full: false,
         };
-        Ok((search, go))
+        Ok((search, problems))
     }
 
     pub(super) fn looks_into(&self, pid: u32) -> bool {
@@ -164,6 +170,10 @@ impl PlainProbes {
     }
 
     fn look(&mut self, pid: u32, now_ms: u64) {
+        // A process that looks does not look at itself, and its tasks would pay for it.
+        if pid == std::process::id() {
+            return;
+        }
         let found = libraries::of_process(pid);
         let Some(process) = self.processes.get_mut(&pid) else { return };
         process.files = found.iter().map(|mapped| mapped.key.clone()).collect();
@@ -218,7 +228,7 @@ impl PlainProbes {
         let name = std::fs::read_link(&path).unwrap_or_else(|_| path.clone());
         let Findings { has_tls, ref go, .. } = findings;
         let mut links = Vec::new();
-        let state = match attach(ebpf, &path, &findings, self.has_go, &mut links) {
+        let state = match attach(ebpf, &path, &findings, &self.refused, &mut links) {
             Ok(()) => {
                 tracing::info!(path = %name.display(), tls = has_tls, go = go.is_some(), "file is probed");
                 State::Probed { name, links, findings }
@@ -248,7 +258,10 @@ impl PlainProbes {
 
     /// Tells the programs where a process's goroutines are, if it runs Go.
     fn tell_go(&mut self, pid: u32) {
-        let Self { processes, files, go_processes, has_go: true, .. } = self else { return };
+        let Self { processes, files, go_processes, refused, .. } = self;
+        if refused.contains(&binary::GO_PROGRAMS[0]) {
+            return;
+        }
         let Some(process) = processes.get_mut(&pid).filter(|process| !process.is_go) else { return };
         let offsets = process.files.iter().find_map(|key| match files.get(key) {
             Some(State::Probed { findings, .. }) => findings.go,
@@ -305,11 +318,11 @@ fn attach(
     ebpf: &mut Ebpf,
     path: &Path,
     findings: &Findings,
-    has_go: bool,
+    refused: &[&str],
     links: &mut Vec<(&'static str, UProbeLinkId)>,
 ) -> Result<(), String> {
     for point in &findings.points {
-        if !has_go && binary::GO_PROGRAMS.contains(&point.program) {
+        if refused.contains(&point.program) {
             continue;
         }
         let program: &mut UProbe = find(ebpf, point.program)?;

@@ -6,6 +6,9 @@ use crate::events::Data;
 const FRAME_HEAD: usize = 9;
 const HEADERS: u8 = 1;
 
+/// What a client says first.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// A piece of what was transferred.
 pub(super) struct Part<'a> {
     pub(super) offset: u32,
@@ -14,10 +17,14 @@ pub(super) struct Part<'a> {
     pub(super) data: Data<'a>,
 }
 
-/// Places of frames of headers, of bytes that begin with a frame.
+pub(super) fn is_preface(payload: &[u8]) -> bool {
+    payload.starts_with(PREFACE)
+}
+
+/// Places of frames of headers, of bytes that begin with a frame, or with what comes before the first one.
 pub(super) fn requests(payload: &[u8]) -> Vec<usize> {
     let mut places = Vec::new();
-    let mut at = 0;
+    let mut at = if is_preface(payload) { PREFACE.len() } else { 0 };
     while let Some([a, b, c, kind, _, stream @ ..]) =
         payload.get(at..).and_then(|rest| rest.first_chunk::<FRAME_HEAD>())
     {
@@ -74,5 +81,6 @@ mod tests {
         assert_eq!(shown, [(0, false, 13), (13, true, 25), (38, true, 33)]);
         assert_eq!(parts.iter().map(|part| part.data.payload).collect::<Vec<_>>().concat(), payload);
         assert!(requests(b"GET / HTTP/1.1").is_empty());
+        assert_eq!(requests(&[PREFACE, payload].concat()), [37, 62]);
     }
 }

@@ -32,6 +32,8 @@ pub(super) struct Socket {
     pub(super) pid: u32,
     /// Of the request that it is at (see `sockets.rs`).
     pub(super) trace: u64,
+    /// That number is a guess, whatever the process is.
+    pub(super) is_guess: bool,
     /// What the thread worked for that began the connection; 0: nothing, or it was not seen.
     pub(super) begun_for: u64,
     /// The thread that was asked, or asked, last.
@@ -68,6 +70,7 @@ impl Socket {
             is_client,
             pid: 0,
             trace: 0,
+            is_guess: false,
             begun_for: 0,
             asker: 0,
             served_until: 0,
@@ -229,11 +232,13 @@ impl Socket {
         // On a connection that carries several requests at a time, the response came while it was at another one.
         let trace = if request.trace == 0 { response.trace } else { request.trace };
         let traces = [self.trace_of_stream(&session).unwrap_or(trace); 2];
-        let source = match (traces, is_loop) {
-            ([0, 0], _) => SyscallTraceSource::None,
-            (_, true) => SyscallTraceSource::EventLoop,
+        let source = match traces {
+            [0, 0] => SyscallTraceSource::None,
+            _ if request.is_guess => SyscallTraceSource::EventLoop,
+            // Where coroutines are told apart, threads say nothing.
             _ if request.task.coroutine != 0 => SyscallTraceSource::Coroutine,
-            (_, false) => SyscallTraceSource::Thread,
+            _ if is_loop => SyscallTraceSource::EventLoop,
+            _ => SyscallTraceSource::Thread,
         };
         Call {
             facts,

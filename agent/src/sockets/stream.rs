@@ -16,6 +16,8 @@ const MARK_LENGTH_MAX: u32 = 1 << 30;
 pub(super) struct Origin {
     pub(super) task: Task,
     pub(super) trace: u64,
+    /// The number is a guess, whatever the process is.
+    pub(super) is_guess: bool,
     pub(super) tcp_seq: u32,
 }
 
@@ -75,6 +77,7 @@ impl Stream {
             };
             if last.origin.task == origin.task
                 && last.origin.trace == origin.trace
+                && last.origin.is_guess == origin.is_guess
                 && last.counts == counts
                 && follows
                 && last.start.wrapping_add(last.length) == start

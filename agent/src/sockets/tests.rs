@@ -1,5 +1,7 @@
 //! Tests of sockets, by hand-made events.
 
+mod tasks;
+
 use metaflow_schema::enums::ResponseStatus;
 
 use super::*;

@@ -14,6 +14,9 @@ const TOUCHES: usize = 8;
 /// Streams that wait for their connection.
 pub(super) const EARLY_MAX: usize = 64;
 
+/// Streams that were read and for which no task was begun: servers that begin none have no use for them.
+const BEGUN_MAX: usize = 256;
+
 /// A transfer through a socket.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Touch {
@@ -33,6 +36,14 @@ pub(super) struct Thread {
     pub(super) asked: u64,
     /// Streams of a connection that is not known yet, and the numbers that they got.
     pub(super) early: Vec<(u32, u64)>,
+    /// Of a coroutine: the socket on which it was asked last; 0: it serves nobody.
+    pub(super) served: u64,
+    /// It was asked on another one before it had answered.
+    pub(super) shares: bool,
+    /// It works for what the task that began it worked for then.
+    pub(super) inherits: bool,
+    /// Streams that it read of, for which it will begin tasks.
+    pub(super) begun: VecDeque<u64>,
     touches: [Touch; TOUCHES],
     count: usize,
 }
@@ -41,6 +52,13 @@ impl Thread {
     pub(super) fn touch(&mut self, touch: Touch) {
         self.touches[self.count % TOUCHES] = touch;
         self.count += 1;
+    }
+
+    pub(super) fn begin_stream(&mut self, trace: u64) {
+        if self.begun.len() >= BEGUN_MAX {
+            self.begun.pop_front();
+        }
+        self.begun.push_back(trace);
     }
 
     /// Touches within a time, the oldest first.
@@ -129,7 +147,7 @@ impl Threads {
 
 /// What was used last: when there is no room, what was not used for longest is forgotten, in one go.
 #[derive(Debug)]
-struct Recent<K, V> {
+pub(super) struct Recent<K, V> {
     young: FxHashMap<K, V>,
     old: FxHashMap<K, V>,
 }
@@ -141,7 +159,7 @@ impl<K, V> Default for Recent<K, V> {
 }
 
 impl<K: Copy + Eq + std::hash::Hash, V: Default> Recent<K, V> {
-    fn at(&mut self, key: K) -> &mut V {
+    pub(super) fn at(&mut self, key: K) -> &mut V {
         if self.young.len() >= WORKERS_MAX && !self.young.contains_key(&key) {
             self.old = std::mem::take(&mut self.young);
         }
@@ -149,7 +167,12 @@ impl<K: Copy + Eq + std::hash::Hash, V: Default> Recent<K, V> {
         young.entry(key).or_insert_with(|| old.remove(&key).unwrap_or_default())
     }
 
-    fn get(&self, key: &K) -> Option<&V> {
+    /// What is there, which counts as used.
+    pub(super) fn touch(&mut self, key: &K) -> Option<&V> {
+        if self.get(key).is_some() { Some(self.at(*key)) } else { None }
+    }
+
+    pub(super) fn get(&self, key: &K) -> Option<&V> {
         self.young.get(key).or_else(|| self.old.get(key))
     }
 

@@ -17,7 +17,7 @@ pub struct Header {
     pub entered_ns: u64,
     /// Key of the socket; of TLS calls the address of the session object, which is unique within its process.
     pub socket: u64,
-    /// Coroutine that acted: the number of a goroutine within its process, 0 where there is none.
+    /// Coroutine that acted: the number of a goroutine or of a task of tokio within its process, 0 where there is none.
     pub coroutine: u64,
     /// Bytes that were transferred.
     pub length: u32,
@@ -73,6 +73,13 @@ pub mod kind {
     pub const TAKE_OVER: u8 = 22;
     /// A call that sends through a TLS session began.
     pub const TLS_SENDING: u8 = 23;
+    /// Of a runtime whose tasks are no threads (tokio): the task, whose number is in place of the coroutine, began another one or woke it,
+    /// whose number is in place of the socket.
+    pub const TASK_SPAWN: u8 = 30;
+    pub const TASK_WAKE: u8 = 31;
+    /// It left something in a queue, or waits until there is something in it; the queue is an address, in place of the socket.
+    pub const TASK_SEND: u8 = 32;
+    pub const TASK_WAIT: u8 = 33;
 }
 
 pub mod flag {
@@ -159,7 +166,9 @@ pub mod constant {
     pub const PID_NUMBER: usize = 48;
     /// From a `struct socket` to the number of its inode.
     pub const SOCKET_INODE: usize = 49;
-    pub const COUNT: usize = 50;
+    /// The register that points at the stack.
+    pub const STACK_POINTER: usize = 50;
+    pub const COUNT: usize = 51;
 }
 
 /// Indices of the registers of Go's own calling convention in `pt_regs`, which the agent sets: arguments and results, then the one that points

@@ -22,6 +22,7 @@ mod sample;
 mod socket;
 mod thread;
 mod tls;
+mod tokio;
 mod transfer;
 mod unix;
 

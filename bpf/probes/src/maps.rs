@@ -37,6 +37,17 @@ pub(crate) static GO_PROCESSES: HashMap<u32, u64> = HashMap::with_max_entries(8_
 pub(crate) static GO_CALLS: LruHashMap<crate::go::Goroutine, crate::tls::Call> =
     LruHashMap::with_max_entries(16_384, 0);
 
+/// Tasks of tokio that threads began to run last. Entries stay for the next one.
+#[map]
+pub(crate) static TOKIO_POLLS: LruHashMap<u32, crate::tokio::Poll> = LruHashMap::with_max_entries(16_384, 0);
+
+/// Which task of tokio waited for a queue last, and who woke whom: each is told once.
+#[map]
+pub(crate) static TOKIO_WAITS: LruHashMap<crate::tokio::Place, u64> = LruHashMap::with_max_entries(16_384, 0);
+
+#[map]
+pub(crate) static TOKIO_WAKES: LruHashMap<crate::tokio::Wake, u8> = LruHashMap::with_max_entries(32_768, 0);
+
 #[map]
 static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(counter::COUNT, 0);
 

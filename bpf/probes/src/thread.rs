@@ -4,7 +4,7 @@ use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use bpf_abi::kind;
 
-use crate::maps::GO_PROCESSES;
+use crate::maps::{GO_PROCESSES, TOKIO_POLLS};
 use crate::record::{self, Task};
 
 #[btf_tracepoint(function = "sched_process_exit")]
@@ -34,6 +34,7 @@ pub(crate) fn exec_raw(_: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn ends() {
     let Task { pid, thread } = Task::current();
+    let _ = TOKIO_POLLS.remove(thread);
     if pid == thread {
         let _ = GO_PROCESSES.remove(pid);
     }

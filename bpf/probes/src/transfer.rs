@@ -14,6 +14,7 @@ use crate::kernel::{masked, read, read_user};
 use crate::maps::{SOCKETS, constant, count};
 use crate::record::{self, NO_WAKEUP, Task};
 use crate::socket::{self, AF_INET, IPPROTO_TCP, Socket};
+use crate::tokio;
 use crate::unix;
 
 const MSG_PEEK: i32 = 0x2;
@@ -306,7 +307,10 @@ impl Transfer {
         header.length = self.length;
         header.pid = task.pid;
         header.thread = task.thread;
-        header.coroutine = go::current(task.pid, self.registers);
+        header.coroutine = match go::current(task.pid, self.registers) {
+            0 => tokio::current(task.thread, self.registers),
+            goroutine => goroutine,
+        };
         header.tcp_seq = sequence;
         socket.describe(header);
         if !socket.is_connected() && !(self.has_name && other_end(header, name)) {

@@ -159,6 +159,29 @@ impl Elf {
     /// Those of the functions that the file itself has, as its tables of symbols say.
     pub(super) fn functions<'a>(&self, wanted: &[&'a str]) -> Result<HashMap<&'a str, Function>, Error> {
         let mut found = HashMap::new();
+        // Most files have none of them, which their names tell at once.
+        let is_there =
+            |names: &[u8]| wanted.iter().any(|name| memchr::memmem::find(names, name.as_bytes()).is_some());
+        self.each_symbol(is_there, |name, function| {
+            if let Some(name) = wanted.iter().find(|wanted| **wanted == name) {
+                found.entry(*name).or_insert(function);
+            }
+        })?;
+        Ok(found)
+    }
+
+    /// Shows all functions, by the names that the linker knew, if some name has such a part.
+    pub(super) fn each_function(&self, part: &str, each: impl FnMut(&str, Function)) -> Result<(), Error> {
+        let finder = memchr::memmem::Finder::new(part);
+        self.each_symbol(|names| finder.find(names).is_some(), each)
+    }
+
+    /// Shows the functions of those tables of symbols whose names are of interest.
+    fn each_symbol(
+        &self,
+        is_of_interest: impl Fn(&[u8]) -> bool,
+        mut each: impl FnMut(&str, Function),
+    ) -> Result<(), Error> {
         for table in
             self.sections.iter().filter(|table| matches!(table.kind, elf::SHT_SYMTAB | elf::SHT_DYNSYM))
         {
@@ -167,8 +190,7 @@ impl Elf {
                 continue;
             }
             let names = self.read(names.offset, names.size)?;
-            // Most files have none of them, which their names tell at once.
-            if !wanted.iter().any(|name| memchr::memmem::find(&names, name.as_bytes()).is_some()) {
+            if !is_of_interest(&names) {
                 continue;
             }
             let stride = size_of::<Sym64<LE>>() as u64;
@@ -178,14 +200,13 @@ impl Elf {
                     self.table(table.offset + first * stride, SYMBOLS_READ.min(count - first))?;
                 for symbol in part.iter().filter(|symbol| is_function(symbol)) {
                     let name = text(&names, u64::from(symbol.st_name.get(LE)));
-                    let Some(name) = wanted.iter().find(|wanted| **wanted == name) else { continue };
                     if let Some(function) = self.function(symbol.st_value.get(LE), symbol.st_size.get(LE)) {
-                        found.entry(*name).or_insert(function);
+                        each(name, function);
                     }
                 }
             }
         }
-        Ok(found)
+        Ok(())
     }
 
     fn table<T: Pod + Copy>(&self, offset: u64, count: u64) -> Result<Vec<T>, Error> {
