@@ -1,13 +1,16 @@
-//! A program to be traced: tasks of tokio on several threads. `front PORT BACKEND` serves HTTP and asks a gRPC server over one connection of
-//! all, `back PORT` is that server. The path says which trace a request is of.
+//! A program to be traced: tasks of tokio on several threads. `front PORT BACKEND` serves HTTP (axum) and asks a gRPC server (tonic) over one
+//! connection of all, `back PORT` is that server. The path says which trace a request is of.
 
 use std::{convert::Infallible, net::SocketAddr, task};
 
-use anyhow::{Context as _, Result, bail};
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+use anyhow::{Result, bail};
+use axum::{
+    Router,
+    extract::{Path, State},
+    http::StatusCode,
+    routing::get,
 };
+use tokio::net::TcpListener;
 use tonic::{
     Request, Response, Status,
     body::Body,
@@ -33,37 +36,21 @@ async fn main() -> Result<()> {
 }
 
 async fn front(address: SocketAddr, backend: SocketAddr) -> Result<()> {
-    let listener = TcpListener::bind(address).await?;
     let channel = Channel::from_shared(format!("http://{backend}"))?.connect().await?;
-    loop {
-        let (stream, _) = listener.accept().await?;
-        let channel = channel.clone();
-        // A client that goes away ends its task.
-        tokio::spawn(async move { serve(stream, channel).await.ok() });
-    }
+    let router = Router::new().route("/t/{number}", get(ask)).with_state(channel);
+    Ok(axum::serve(TcpListener::bind(address).await?, router).await?)
 }
 
-async fn serve(mut stream: TcpStream, channel: Channel) -> Result<()> {
-    let mut buffer = vec![0; 4_096];
-    loop {
-        let mut length = 0;
-        while !buffer[..length].ends_with(b"\r\n\r\n") {
-            let read = stream.read(&mut buffer[length..]).await?;
-            if read == 0 {
-                return Ok(());
-            }
-            length += read;
-        }
-        let head = std::str::from_utf8(&buffer[..length])?;
-        let target = head.split(' ').nth(1).context("no target")?;
-        let number = target.rsplit('/').next().unwrap_or_default();
+async fn ask(State(channel): State<Channel>, Path(number): Path<String>) -> Result<&'static str, StatusCode> {
+    let answer = async {
         let path = PathAndQuery::try_from(format!("/judging.Peer/t{number}"))?;
-        let mut client = Grpc::new(channel.clone());
+        let mut client = Grpc::new(channel);
         client.ready().await?;
         let codec = ProstCodec::<String, String>::default();
         client.unary(Request::new(String::new()), path, codec).await?;
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await?;
-    }
+        anyhow::Ok("ok")
+    };
+    answer.await.map_err(|_| StatusCode::BAD_GATEWAY)
 }
 
 /// Answers every method of the service.

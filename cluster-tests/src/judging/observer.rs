@@ -19,6 +19,8 @@ use metaflow_agent::{
 };
 use metaflow_schema::enums::{ObservationPoint, SignalSource};
 
+use super::Chain;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(5);
 
@@ -31,7 +33,7 @@ pub struct Seen {
     pub unseen: u64,
 }
 
-/// Looks at some ports until it is told to stop.
+/// Looks at the ports of a chain until it is told to stop.
 pub struct Observer {
     calls: Arc<Mutex<Vec<Call>>>,
     stop: Arc<AtomicBool>,
@@ -39,10 +41,17 @@ pub struct Observer {
 }
 
 impl Observer {
-    pub fn start(ports: &[u16]) -> Result<Self> {
-        let settings = Settings { only_ports: ports.to_vec(), ..Settings::default() };
+    pub fn start(chain: &Chain) -> Result<Self> {
+        let ports = chain.ports();
+        let settings = Settings { only_ports: ports.clone(), ..Settings::default() };
         let (probes, report) = Probes::open(&settings);
-        let probes = probes.with_context(|| format!("no eBPF here: {report:#?}"))?;
+        let mut probes = probes.with_context(|| format!("no eBPF here: {report:#?}"))?;
+        let begin = Instant::now();
+        while !chain.looked_into.iter().all(|pid| probes.looks_into(*pid)) {
+            ensure!(begin.elapsed() < PATIENCE, "no probes in one of {:?}", chain.looked_into);
+            probes.search_libraries(u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX));
+            std::thread::park_timeout(POLL);
+        }
         // Of the texts of requests the numbers are needed.
         let session = session::Config { redact: false, ..session::Config::default() };
         let mut sockets = Sockets::new(Config {
@@ -58,7 +67,7 @@ impl Observer {
         let (into, halt) = (Arc::clone(&calls), Arc::clone(&stop));
         let thread = std::thread::Builder::new()
             .name("observer".to_owned())
-            .spawn(move || look(probes, sockets, &into, &halt))?;
+            .spawn(move || look(probes, sockets, begin, &into, &halt))?;
         Ok(Self { calls, stop, thread })
     }
 
@@ -77,8 +86,14 @@ impl Observer {
     }
 }
 
-fn look(mut probes: Probes, mut sockets: Sockets, into: &Mutex<Vec<Call>>, halt: &AtomicBool) -> (u64, u64) {
-    let (started, mut calls) = (Instant::now(), Vec::new());
+fn look(
+    mut probes: Probes,
+    mut sockets: Sockets,
+    started: Instant,
+    into: &Mutex<Vec<Call>>,
+    halt: &AtomicBool,
+) -> (u64, u64) {
+    let mut calls = Vec::new();
     while !halt.load(Ordering::Relaxed) {
         let mut began = Vec::new();
         probes.poll(&mut |record| {

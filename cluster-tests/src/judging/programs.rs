@@ -1,5 +1,7 @@
 //! The programs that are traced, in chains.
 
+mod shop;
+
 use std::{
     fs::File,
     net::TcpStream,
@@ -30,6 +32,8 @@ pub struct Part {
 #[derive(Debug)]
 pub struct Chain {
     pub parts: Vec<Part>,
+    /// Processes whose traces need probes in their files.
+    pub looked_into: Vec<u32>,
     folder: PathBuf,
     children: Vec<Child>,
 }
@@ -45,7 +49,7 @@ pub struct Load {
 
 impl Chain {
     pub fn new(folder: &Path) -> Self {
-        Self { parts: Vec::new(), folder: folder.to_owned(), children: Vec::new() }
+        Self { parts: Vec::new(), looked_into: Vec::new(), folder: folder.to_owned(), children: Vec::new() }
     }
 
     pub fn ports(&self) -> Vec<u16> {
@@ -54,6 +58,11 @@ impl Chain {
 
     fn add(&mut self, port: u16, below: Option<u16>, asked: usize) {
         self.parts.push(Part { port, below, asked });
+    }
+
+    /// The program that was started last is not asked before there are probes in it.
+    fn look_into_last(&mut self) {
+        self.looked_into.extend(self.children.last().map(Child::id));
     }
 
     /// Starts a program and waits until it listens.
@@ -156,13 +165,17 @@ impl Chain {
         Ok(port)
     }
 
-    /// A server of HTTP and one of gRPC, both tasks of tokio; the example beside the one that runs.
+    /// A server of HTTP and one of gRPC, both tasks of tokio: an example of this crate.
     pub fn tokio(&mut self, port: u16) -> Result<()> {
-        let binary = std::env::current_exe()?.with_file_name("tokio_peer");
+        let own = std::env::current_exe()?;
+        let profile = own.ancestors().nth(2).context("no folder of the profile")?;
+        let binary = profile.join("examples/tokio_peer");
         let backend = free_port();
         self.start(Command::new(&binary).args(["back", &backend.to_string()]), backend)?;
+        self.look_into_last();
         self.add(backend, Some(port), 1);
         self.start(Command::new(&binary).args(["front", &port.to_string(), &backend.to_string()]), port)?;
+        self.look_into_last();
         self.add(port, None, 1);
         Ok(())
     }

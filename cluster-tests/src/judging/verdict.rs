@@ -10,8 +10,8 @@ use metaflow_schema::enums::L7Type;
 
 use super::{Chain, Seen};
 
-/// False links that are shown.
-const SHOWN: usize = 5;
+/// Views that are missing, and links that are missing or false, of which so many are shown.
+const SHOWN: usize = 8;
 
 /// How well traces came out.
 #[derive(Debug, Default)]
@@ -104,6 +104,10 @@ pub fn judge(name: &str, chain: &Chain, traces: usize, seen: Seen) -> Verdict {
             verdict.seen += count.min(part.asked * 2);
             if count != part.asked * 2 {
                 wrong.insert(trace);
+                if verdict.examples.len() < SHOWN {
+                    let (expected, port) = (part.asked * 2, part.port);
+                    verdict.examples.push(format!("{count} of {expected} views: trace {trace} :{port}"));
+                }
             }
         }
     }
