@@ -18,7 +18,7 @@ pub use usage::{Usage, UsageMeter, free_bytes};
 #[repr(u8)]
 pub enum Level {
     Normal = 0,
-    /// New flows are not searched for requests.
+    /// New flows are not searched for requests, and new processes are noticed later.
     NoRequests = 1,
     /// A sample of flows is looked at.
     Sample = 2,

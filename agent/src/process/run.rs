@@ -24,6 +24,7 @@ use crate::{
     emit,
     facts::{Collector, Host, Snapshot, machine_id},
     flow,
+    guard::{Level, Shedding},
     pipeline::{Feed, Overflow, capture},
 };
 
@@ -31,6 +32,9 @@ use crate::{
 const LINGER: Duration = Duration::from_secs(3);
 /// How often the host is looked at, and the status file is written.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Beyond its ceilings the agent looks at the host so many times less often: on a host of many processes that is most of what is left to spare.
+const LOOKS_LEFT_OUT: u32 = 9;
 
 pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status> {
     let mut control = Control::open(file);
@@ -51,9 +55,6 @@ pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status
     let server_ports = snapshot.listeners.iter().map(|listener| listener.port).collect();
     let (facts, facts_changes) = watch::channel(Arc::new(snapshot));
     let (host, host_changes) = watch::channel(Arc::new(first_host));
-    // Facts are told until the sender is done: a node that connects late still learns the names.
-    let stop_looking = CancellationToken::new();
-    let looking = look_thread(collector, facts, host, stop_looking.clone())?;
     let start = Start {
         machine_id: machine_id(&config.machine_id),
         emit: emit_config(&config, inside.is_some()),
@@ -64,6 +65,9 @@ pub async fn run(file: Config, stop: CancellationToken) -> anyhow::Result<Status
     };
     let mut process = Process::start(config, control, start)?;
     process.shedding.set(first_level(&process.config));
+    // Facts are told until the sender is done: a node that connects late still learns the names.
+    let stop_looking = CancellationToken::new();
+    let looking = look_thread(collector, facts, host, Arc::clone(&process.shedding), stop_looking.clone())?;
     let flows = flow::Config {
         flows_max: process.config.capture.flows_max,
         excluded_ports: process.config.excluded_ports(),
@@ -145,13 +149,20 @@ fn look_thread(
     mut collector: Collector,
     facts: watch::Sender<Arc<Snapshot>>,
     host: watch::Sender<Arc<Host>>,
+    shedding: Arc<Shedding>,
     stop: CancellationToken,
 ) -> anyhow::Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name("facts".to_owned())
         .spawn(move || {
+            let mut left_out = 0;
             while !stop.is_cancelled() {
                 std::thread::park_timeout(LOOK_INTERVAL);
+                if shedding.level() > Level::Normal && left_out < LOOKS_LEFT_OUT {
+                    left_out += 1;
+                    continue;
+                }
+                left_out = 0;
                 let (snapshot, seen) = collector.look();
                 host.send_replace(Arc::new(seen));
                 facts.send_if_modified(|known| {

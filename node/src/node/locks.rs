@@ -56,7 +56,7 @@ fn warn_of_end(tls: Option<&Server>) {
 
 /// Says what others on the network could read or do: what the operator allowed, and gossip, which is always plain text.
 fn warn_of_open_sockets(config: &Config) {
-    let Config { grpc, http, cluster, tls, .. } = config;
+    let Config { grpc, http, cluster, tls, store, .. } = config;
     let warn = |setting, address: SocketAddr, what| {
         if !config::is_local(address) {
             tracing::warn!(setting, %address, "{what}");
@@ -75,6 +75,14 @@ fn warn_of_open_sockets(config: &Config) {
     }
     if http.tokens_file.is_none() {
         warn("http.listen", http.listen, "answers whoever asks: http.tokens_file is not set");
+    }
+    if let config::Store::Server { urls, authority: None, .. } = store
+        && config::leave_machine(urls)
+    {
+        tracing::warn!(
+            setting = "store.urls",
+            "rows and the password go to another machine without encryption: keep it in a private network"
+        );
     }
     if !cluster.seeds.is_empty() {
         warn("cluster.listen", cluster.listen, "gossip is not encrypted: keep it in a private network");
