@@ -55,9 +55,12 @@ async fn rows_become_named_answers_and_survive_a_restart() {
 #[tokio::test]
 async fn an_agent_keeps_the_id_that_another_node_gave_it_if_it_can_show_so() {
     let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
-    let giver = Node::start(folders[0].path()).await;
+    let secret = folders[0].path().join("secret");
+    std::fs::write(&secret, "what the nodes of one cluster share, and nobody else\n").unwrap();
+    let cluster = format!("[cluster]\nsecret_file = {secret:?}\n");
+    let giver = Node::start_with(folders[0].path(), "", &cluster).await;
     // It has never heard of the other one.
-    let node = Node::start_with(folders[1].path(), "node_id = 2\n", "").await;
+    let node = Node::start_with(folders[1].path(), "node_id = 2\n", &cluster).await;
     let given = giver.welcome("machine-1", &Welcome::default()).await;
     assert_eq!((given.agent_id >> 22, given.agent_id_unknown), (1, false));
     assert_eq!(node.welcome("machine-1", &given).await.agent_id, given.agent_id);
