@@ -10,6 +10,8 @@ mod acks;
 mod ledger;
 pub mod metrics;
 mod refill;
+#[cfg(test)]
+mod tests;
 
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
@@ -72,6 +74,8 @@ pub enum Msg {
     Lost(BatchId),
     /// Where a batch is.
     Find(BatchId, RpcReplyPort<Found>),
+    /// The same of many that another node may have stored: those that are not here are in doubt if they come after all.
+    Ask(Vec<BatchId>, RpcReplyPort<Vec<Found>>),
     /// How long the oldest batch has been waiting for the store.
     Oldest(RpcReplyPort<Option<Duration>>),
 }
@@ -165,6 +169,11 @@ impl Ingester {
     /// Where a batch is; none when the node stops.
     pub async fn find(&self, id: BatchId) -> Option<Found> {
         self.ask(|reply| Msg::Find(id, reply)).await
+    }
+
+    /// Where batches are that another node may have stored; in their order. None when the node stops.
+    pub async fn find_for_other(&self, ids: Vec<BatchId>) -> Option<Vec<Found>> {
+        self.ask(|reply| Msg::Ask(ids, reply)).await
     }
 
     /// How long the oldest batch has been waiting for the store; none when none waits.
@@ -318,6 +327,7 @@ impl Actor for IngesterActor {
             Msg::Lost(id) => core.lost(id),
             // Who asked may be gone: then nobody needs the answer.
             Msg::Find(id, reply) => drop(reply.send(core.ledger.find(id, Instant::now()))),
+            Msg::Ask(ids, reply) => drop(reply.send(core.asked(&ids))),
             Msg::Oldest(reply) => drop(reply.send(core.ledger.oldest(Instant::now()))),
         }
         Ok(())
@@ -395,7 +405,7 @@ impl Core {
                 let key = self.wal.key(id);
                 let place = permit.split(PLACE_BYTES);
                 self.ledger.accept(Left { key, bytes }, place, reply, Instant::now());
-                let uncertain = batch.resent;
+                let uncertain = batch.resent || self.ledger.was_asked_for(id);
                 self.wal.append(Entry { key, batch, uncertain, permit });
             }
         }
@@ -409,6 +419,17 @@ impl Core {
             }
         }
         self.invite();
+    }
+
+    /// Where batches are, for a node that may have stored them.
+    pub fn asked(&mut self, ids: &[BatchId]) -> Vec<Found> {
+        let now = Instant::now();
+        ids.iter()
+            .map(|id| {
+                self.ledger.ask_for(*id);
+                self.ledger.find(*id, now)
+            })
+            .collect()
     }
 
     /// Labeler or writer are done with a batch.

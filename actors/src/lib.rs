@@ -15,6 +15,7 @@ pub mod controller;
 pub mod dictionary;
 pub mod disk;
 pub mod documents;
+pub mod doubts;
 pub mod groups;
 pub mod ingester;
 pub mod labeler;

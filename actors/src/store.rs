@@ -175,6 +175,18 @@ impl Store {
         self.batches(ids, |ids| ledger_sql(table, partition, ids)).await
     }
 
+    /// Takes the rows of these batches out of a partition; they are gone when this returns. What it costs is a rewrite of the parts that
+    /// have them.
+    pub async fn remove_batches(&self, table: &Table, partition: u32, ids: &[BatchId]) -> Result<(), Error> {
+        for ids in ids.chunks(LEDGER_IDS_MAX) {
+            let Table { database, name, .. } = table;
+            let sql =
+                format!("ALTER TABLE {database}.`{name}` DELETE WHERE {}", of_batches(table, partition, ids));
+            self.shared.client.execute(&sql, &[("mutations_sync", "1".to_owned())]).await?;
+        }
+        Ok(())
+    }
+
     /// The answers to a question about batches.
     async fn batches(
         &self,
@@ -252,12 +264,14 @@ impl Store {
 }
 
 fn ledger_sql(table: &Table, partition: u32, ids: &[BatchId]) -> String {
-    let mut sql = format!(
-        "SELECT DISTINCT agent_id, batch_seq FROM {}.`{}` WHERE (agent_id, batch_seq) IN ({})",
-        table.database,
-        table.name,
-        tuples(ids)
-    );
+    let Table { database, name, .. } = table;
+    let of_batches = of_batches(table, partition, ids);
+    format!("SELECT DISTINCT agent_id, batch_seq FROM {database}.`{name}` WHERE {of_batches}")
+}
+
+/// The rows of these batches in a partition, as a condition.
+fn of_batches(table: &Table, partition: u32, ids: &[BatchId]) -> String {
+    let mut sql = format!("(agent_id, batch_seq) IN ({})", tuples(ids));
     let seconds = match table.partition {
         Partition::Hour => Some(3_600_u64),
         Partition::Day => Some(86_400),

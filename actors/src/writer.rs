@@ -17,6 +17,7 @@ use metaflow_schema::{TABLES, Table};
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
+    doubts::Doubts,
     rows::{Labelled, Outcome, Report},
     store::Store,
 };
@@ -43,6 +44,8 @@ pub struct Config {
     pub queue_max: usize,
     /// Other nodes insert into the same tables, and may have the same batch in their logs.
     pub is_shared: bool,
+    /// Where batches are noted that the store of another node may have, too; none where there is no other store.
+    pub doubts: Option<Doubts>,
 }
 
 impl Default for Config {
@@ -53,6 +56,7 @@ impl Default for Config {
             age_max: Duration::from_secs(1),
             queue_max: 65_536,
             is_shared: false,
+            doubts: None,
         }
     }
 }

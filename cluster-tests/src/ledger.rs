@@ -101,6 +101,11 @@ impl LedgerAgent {
         self.last = self.next.max(batches.min(self.last));
     }
 
+    /// Sends everything again, as if no answer had ever come.
+    pub fn repeat(&mut self) {
+        self.open.extend(std::mem::take(&mut self.committed).into_iter().map(|seq| (seq, true)));
+    }
+
     /// Sends until everything is committed, over as many streams as it takes; `server` is asked anew for each.
     pub async fn run(&mut self, server: impl Fn() -> String, deadline: Duration) -> Result<()> {
         let sending = async {

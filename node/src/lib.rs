@@ -8,6 +8,7 @@ pub mod cli;
 mod clock;
 pub mod config;
 mod ctl;
+mod doubts;
 mod engine;
 mod events;
 mod files;

@@ -1,7 +1,7 @@
 //! What is known of each batch: on its way to the log, in the log, or in the store. Pure decisions, no IO.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     time::Duration,
 };
 
@@ -20,6 +20,10 @@ const REPLIES_MAX: usize = 4;
 
 /// Refusals that are remembered for who asks what became of a batch; older ones are in the agent's log.
 const REFUSALS_MAX: usize = 1_024;
+
+/// Batches that are remembered because another node asked for them: many more than it asks for while what lies in this node's sockets waits
+/// to be read.
+const ASKED_MAX: usize = 65_536;
 
 /// Where a batch is, as this node knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +71,9 @@ pub(super) struct Ledger {
     committed: Committed,
     /// The latest refusals, the oldest first.
     refused: VecDeque<(BatchId, String)>,
+    /// Batches that another node may have stored, the oldest question first.
+    asked: VecDeque<BatchId>,
+    asked_for: HashSet<BatchId>,
 }
 
 impl Ledger {
@@ -80,7 +87,13 @@ impl Ledger {
             place: Permit::default(),
         };
         let in_flight = left.iter().map(|entry| (entry.key.id(), known(entry))).collect();
-        Self { in_flight, committed, refused: VecDeque::new() }
+        Self {
+            in_flight,
+            committed,
+            refused: VecDeque::new(),
+            asked: VecDeque::new(),
+            asked_for: HashSet::new(),
+        }
     }
 
     /// Shares memory out among what is here.
@@ -115,6 +128,23 @@ impl Ledger {
             self.refused.pop_front();
         }
         self.refused.push_back((id, reason.to_owned()));
+    }
+
+    /// Another node may have stored it.
+    pub(super) fn ask_for(&mut self, id: BatchId) {
+        if !self.asked_for.insert(id) {
+            return;
+        }
+        self.asked.push_back(id);
+        if self.asked.len() > ASKED_MAX
+            && let Some(oldest) = self.asked.pop_front()
+        {
+            self.asked_for.remove(&oldest);
+        }
+    }
+
+    pub(super) fn was_asked_for(&self, id: BatchId) -> bool {
+        self.asked_for.contains(&id)
     }
 
     pub(super) fn offer(&mut self, id: BatchId, reply: &Reply, has_room: bool) -> Decision {

@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::mpsc;
 
 use super::{
-    Config, Settled, Shelf,
+    Config, Pause, Settled, Shelf,
     block::{self, Block},
     insert::Inserter,
     outcome,
@@ -140,10 +140,23 @@ impl<S: Shelf> Batcher<S> {
         for piece in &open.block.pieces {
             self.inserter.metrics.underway.enter(piece.id, Stage::Inserting(self.inserter.table));
         }
-        for settled in self.inserter.store(open.block).await {
+        let uncertain = if self.config.doubts.is_some() { open.block.uncertain() } else { vec![] };
+        let settled = self.inserter.store(open.block).await;
+        self.doubt(partition, uncertain).await;
+        for settled in settled {
             self.settle(settled);
         }
         self.count_waiting();
+    }
+
+    /// Notes what the store of another node may have, too.
+    async fn doubt(&self, partition: u32, ids: Vec<BatchId>) {
+        let Some(doubts) = self.config.doubts.as_ref().filter(|_| !ids.is_empty()) else { return };
+        let mut pause = Pause::default();
+        while let Err(error) = doubts.note(self.inserter.table, partition, ids.clone()).await {
+            tracing::warn!(error, "batches that another node may have could not be noted, trying again");
+            pause.wait(&self.inserter.store).await;
+        }
     }
 
     fn settle(&mut self, (id, result): Settled) {

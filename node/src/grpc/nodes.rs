@@ -6,14 +6,16 @@
 use axum::Router;
 use metaflow_actors::dictionary::{self, Dictionary, Unnamed};
 use metaflow_wire::{
-    CompareRequest, CompareResponse, DictionaryEntry, ForwardRequest, ForwardResponse, InspectRequest,
-    InspectResponse, LearnRequest, LearnResponse, NameIdsRequest, NameIdsResponse, PingRequest, PingResponse,
-    ReachStoreRequest, ReachStoreResponse, StoreBytes, node_service_server::NodeService,
+    CompareRequest, CompareResponse, DictionaryEntry, FindBatchesRequest, FindBatchesResponse,
+    ForwardRequest, ForwardResponse, InspectRequest, InspectResponse, LearnRequest, LearnResponse,
+    NameIdsRequest, NameIdsResponse, PingRequest, PingResponse, ReachStoreRequest, ReachStoreResponse,
+    StoreBytes, node_service_server::NodeService,
 };
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Trust;
 use crate::{
+    doubts::Copies,
     http,
     inspect::{self, Arguments, Failure, Topic},
     node::Parts,
@@ -29,6 +31,8 @@ pub(crate) struct Nodes {
     pub(crate) parts: Option<Parts>,
     /// None: rows are in a store that nodes share.
     pub(crate) engine: Option<Engine>,
+    /// The same.
+    pub(crate) copies: Option<Copies>,
     /// What this node answers over HTTP.
     pub(crate) pages: Router,
 }
@@ -86,6 +90,15 @@ impl NodeService for Nodes {
         self.engine()?.serve(request.into_inner()).await.map(Response::new)
     }
 
+    async fn find_batches(
+        &self,
+        request: Request<FindBatchesRequest>,
+    ) -> Result<Response<FindBatchesResponse>, Status> {
+        self.let_in(&request)?;
+        let copies = self.copies.as_ref().ok_or_else(shared)?;
+        copies.find(request.into_inner()).await.map(Response::new)
+    }
+
     async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingResponse>, Status> {
         self.let_in(&request)?;
         let node_id = self.parts.as_ref().map_or(0, |parts| parts.config().node_id);
@@ -105,7 +118,6 @@ impl Nodes {
     }
 
     fn engine(&self) -> Result<&Engine, Status> {
-        let shared = || Status::failed_precondition("the rows of this node are in a store that nodes share");
         self.engine.as_ref().ok_or_else(shared)
     }
 
@@ -119,6 +131,10 @@ impl Nodes {
             .await
             .map_err(|error| Status::internal(error.to_string()))?
     }
+}
+
+fn shared() -> Status {
+    Status::failed_precondition("the rows of this node are in a store that nodes share")
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]

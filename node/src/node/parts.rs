@@ -11,6 +11,7 @@ use std::{
 use metaflow_actors::{
     controller::{AgentSummary, Controller},
     dictionary::{Dictionary, KindStats},
+    doubts::Doubts,
     ingester::Ingester,
     labeler,
     memory::Memory,
@@ -71,6 +72,8 @@ pub(crate) struct Running {
     pub(crate) ingester: Ingester,
     pub(crate) labeler: Arc<labeler::Counters>,
     pub(crate) writer: Arc<writer::Metrics>,
+    /// Where each node has a store of its own.
+    pub(crate) doubts: Option<Doubts>,
     pub(crate) streams: Arc<Streams>,
     pub(crate) sessions: Sessions,
     pub(crate) guides: Guides,

@@ -7,6 +7,7 @@ use metaflow_actors::{
     controller::{self, Controller},
     dictionary::{self, Dictionary, Ids, NodeId},
     disk::Disk,
+    doubts::Doubts,
     groups::Registry,
     ingester::{self, Ingester},
     labeler::{self, Labeler},
@@ -43,6 +44,8 @@ pub(super) struct Pipeline {
     pub(super) tap: Arc<Tap>,
     pub(super) registry: Registry,
     pub(super) writer: Arc<writer::Metrics>,
+    /// Where each node has a store of its own.
+    pub(super) doubts: Option<Doubts>,
     ingester: ingester::Running,
     controller_task: JoinHandle<()>,
     writer_actors: Writer,
@@ -74,13 +77,17 @@ impl Pipeline {
         let (accepted, labeler_input) = mpsc::channel(QUEUE_MAX);
         let ingester_config =
             ingester::Config { wal_bytes_max: config.wal.size_max.0, keep_free: config.wal.keep_free.0 };
+        let doubts = open_doubts(node_id, disk.clone(), config).await?;
         let ingester = Ingester::start(disk, ingester_config, memory, accepted)
             .await
             .context("failed to open the write-ahead log")?;
         let report = ingester.ingester().report();
         let before_insert = before_insert(dictionary.clone(), store.clone());
-        let writer_config =
-            writer::Config { is_shared: !config.cluster.seeds.is_empty(), ..writer::Config::default() };
+        let writer_config = writer::Config {
+            is_shared: is_store_shared(config) && config.cluster.is_several(),
+            doubts: doubts.clone(),
+            ..writer::Config::default()
+        };
         let id_ranges = store.id_ranges(node_id);
         let writer_actors = Writer::start(store, writer_config, before_insert, Arc::clone(&report)).await;
         let labeler = Labeler::new(labeler::Config::default(), dictionary.clone(), controller.snapshot());
@@ -100,6 +107,7 @@ impl Pipeline {
             tap,
             registry,
             writer: Arc::clone(writer_actors.handle().metrics()),
+            doubts,
             ingester,
             controller_task,
             writer_actors,
@@ -132,6 +140,7 @@ impl Pipeline {
             tap: _,
             registry: _,
             writer: _,
+            doubts: _,
             ingester,
             controller_task,
             writer_actors,
@@ -178,6 +187,19 @@ async fn tell(mut outcomes: mpsc::Receiver<Outcome>, report: Report) {
     }
 }
 
+/// Whether rows go to servers that other nodes may write to as well.
+fn is_store_shared(config: &Config) -> bool {
+    matches!(config.store, config::Store::Server { .. })
+}
+
+async fn open_doubts(node_id: NodeId, disk: Disk, config: &Config) -> anyhow::Result<Option<Doubts>> {
+    if is_store_shared(config) || !config.cluster.is_several() {
+        return Ok(None);
+    }
+    let opened = tokio::task::spawn_blocking(move || Doubts::open(node_id, disk)).await?;
+    opened.map(Some).context("failed to read which batches may be stored twice")
+}
+
 async fn open_dictionary(
     node_id: NodeId,
     disk: Disk,
@@ -187,7 +209,7 @@ async fn open_dictionary(
     // A former life may still be bringing names to the store; what it brings after they were looked at would be given out again.
     store.kill_own_inserts().await.context("failed to end inserts of a former run")?;
     let maxima = maxima(node_id, store).await.context("failed to read the store's dictionary")?;
-    let is_store_shared = matches!(config.store, config::Store::Server { .. });
+    let is_store_shared = is_store_shared(config);
     // A store of its own shows no claims of another node with its number.
     let ids = Ids::Claimed { is_drawn: !is_store_shared && config.cluster.is_several() };
     let config = dictionary::Config { is_store_shared, ids, ..dictionary::Config::new(node_id) };

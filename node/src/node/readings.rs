@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use metaflow_actors::{ingester, writer};
+use metaflow_actors::{doubts, ingester, writer};
 use metaflow_schema::TABLES;
 
 use super::Running;
@@ -42,7 +42,19 @@ impl Running {
         self.read_wal(out);
         self.read_labeler(out);
         self.read_writer(out);
+        self.read_doubts(out);
         self.read_dictionary(out);
+    }
+
+    fn read_doubts(&self, out: &mut Vec<Reading>) {
+        let Some(doubts) = &self.doubts else { return };
+        let doubts::Metrics { open, removed, forgotten } = doubts.metrics();
+        let help = "Batches stored here that another node may have stored, too, and has not answered for";
+        out.push(Reading::gauge("doubted_batches", help, get(open) as f64));
+        let help = "Batches whose rows were removed from this node's store, because another has them, too";
+        out.push(Reading::counter("doubted_batches_removed", help, get(removed)));
+        let help = "Batches that may be in two stores for good, because too many were in doubt";
+        out.push(Reading::counter("doubted_batches_forgotten", help, get(forgotten)));
     }
 
     fn read_ingester(&self, out: &mut Vec<Reading>) {

@@ -16,6 +16,7 @@ use super::{Folder, Parts, Running, guide, pipeline::Pipeline};
 use crate::{
     Route,
     config::{self, Config},
+    doubts::Copies,
     fleet::Fleet,
     grpc::{self, Stop},
     membership::Membership,
@@ -38,7 +39,7 @@ pub(super) struct Started {
     pipeline: Pipeline,
     grpc: JoinHandle<()>,
     /// Of the cluster's view.
-    followers: [JoinHandle<()>; 4],
+    followers: Vec<JoinHandle<()>>,
     stop: Stop,
 }
 
@@ -75,6 +76,8 @@ pub(super) async fn start(
     let documents = tokio::spawn(fleet.clone().keep_alike());
     let rollouts = tokio::spawn(fleet.clone().watch_rollouts());
     let shard = engine.as_ref().filter(|_| config.cluster.is_several()).map(embedded::Engine::native);
+    let copies = copies(&pipeline, &store);
+    let settling = copies.clone().map(|copies| tokio::spawn(copies.keep_single(peers.clone())));
     let agents = grpc::Agents {
         controller: pipeline.controller.clone(),
         dictionary: pipeline.dictionary.clone(),
@@ -100,6 +103,7 @@ pub(super) async fn start(
         ingester: pipeline.ingester(),
         labeler: Arc::clone(&pipeline.labeler),
         writer: Arc::clone(&pipeline.writer),
+        doubts: pipeline.doubts.clone(),
         streams: Arc::clone(&agents.streams),
         sessions: agents.sessions.clone(),
         guides: agents.guides.clone(),
@@ -111,10 +115,17 @@ pub(super) async fn start(
         trust,
         parts: Some(parts.clone()),
         engine: shard.map(shards::Engine::new),
+        copies,
         pages,
     };
     let grpc = tokio::spawn(grpc::serve(grpc_listener, agents, fleet, nodes, door));
-    Ok(Started { engine, pipeline, grpc, followers: [guide, names, documents, rollouts], stop })
+    let followers = [guide, names, documents, rollouts].into_iter().chain(settling).collect();
+    Ok(Started { engine, pipeline, grpc, followers, stop })
+}
+
+fn copies(pipeline: &Pipeline, store: &Store) -> Option<Copies> {
+    let doubts = pipeline.doubts.clone()?;
+    Some(Copies { doubts, store: store.clone(), ingester: pipeline.ingester() })
 }
 
 /// Answers for the own store, or for those of all nodes.

@@ -38,6 +38,7 @@ impl Member {
             trust: Trust::new(secret, true),
             parts: None,
             engine: None,
+            copies: None,
             pages: axum::Router::new(),
         };
         let nodes = NodeServiceServer::new(nodes);
