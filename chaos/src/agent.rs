@@ -15,13 +15,14 @@ use metaflow_agent::{
     spool::{self, Spool},
 };
 use metaflow_cluster_tests::ledger::{domains, request_batch_of};
-use metaflow_wire::{Hello, PROTOCOL_VERSION};
+use metaflow_wire::{Hello, PROTOCOL_VERSION, seq};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::now_seconds;
 
 const SPOOL_BYTES: u64 = 64 << 20;
+const GENERATION: u32 = 1;
 
 pub struct Agent {
     pub name: String,
@@ -40,7 +41,7 @@ impl Agent {
     pub fn start(folder: &Path, number: u32, mut config: sender::Config) -> Result<Self> {
         let name = format!("agent-{number}");
         let spool_config = spool::Config::new(folder.join(&name), SPOOL_BYTES);
-        let spool = SharedSpool::new(Spool::open(spool_config, 1)?.0);
+        let spool = SharedSpool::new(Spool::open(spool_config, GENERATION)?.0);
         let (facts, snapshots) = watch::channel(Arc::new(Snapshot::default()));
         let data_dir = folder.join(format!("control-{number}"));
         let control = Control::open(Config { data_dir, ..Config::default() });
@@ -78,6 +79,11 @@ impl Agent {
         }
         self.batches += 1;
         Ok(self.spool.flush()?)
+    }
+
+    /// The numbers of its batches.
+    pub fn seqs(&self) -> impl Iterator<Item = u64> {
+        (0..self.batches).map(|counter| seq(GENERATION, counter))
     }
 
     /// Whether everything is stored.

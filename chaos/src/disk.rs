@@ -1,4 +1,5 @@
-//! A small disk of its own, to be full: a tmpfs that the test mounts (which needs root) and that is gone with the test.
+//! A small disk of its own, to be full: a tmpfs that the test mounts (which needs root) and that is gone with the test. What a killed test
+//! left, the next one removes: the mount's name says whose it is.
 
 use std::{
     fs::File,
@@ -9,6 +10,10 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::network;
+
+const PREFIX: &str = "metaflow-test-";
+
 /// Mounted until it is dropped.
 pub struct SmallDisk {
     path: PathBuf,
@@ -17,9 +22,11 @@ pub struct SmallDisk {
 impl SmallDisk {
     /// Mounts it at `path`, which is made.
     pub fn mount(path: &Path, bytes: u64) -> Result<Self> {
+        remove_leftovers()?;
         std::fs::create_dir_all(path)?;
+        let name = format!("{PREFIX}{}", network::owner()?);
         let output = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={bytes},mode=0700"), "metaflow-test"])
+            .args(["-t", "tmpfs", "-o", &format!("size={bytes},mode=0700"), &name])
             .arg(path)
             .output()
             .context("failed to run mount")?;
@@ -63,10 +70,52 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: a process that still ends holds it a moment longer.
-        match Command::new("umount").arg("--lazy").arg(&self.path).status() {
-            Ok(status) if status.success() => {}
-            other => eprintln!("{} stays mounted: {other:?}", self.path.display()),
+        if !unmount(&self.path) {
+            eprintln!("{} stays mounted", self.path.display());
         }
+    }
+}
+
+/// Takes away the disks of tests that are no more.
+fn remove_leftovers() -> Result<()> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    for line in mounts.lines() {
+        let mut words = line.split(' ');
+        let (Some(name), Some(path)) = (words.next(), words.next()) else { continue };
+        let owner = name.strip_prefix(PREFIX);
+        if owner.and_then(network::is_left) == Some(true) {
+            eprintln!("unmounting {path}, which a test that is no more has left");
+            // Another test that starts now may have done it.
+            unmount(Path::new(path));
+        }
+    }
+    Ok(())
+}
+
+/// Lazily: a process that still ends holds it a moment longer.
+fn unmount(path: &Path) -> bool {
+    Command::new("umount").arg("--lazy").arg(path).status().is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_disk_of_a_killed_test_is_unmounted_by_the_next_as_root() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        // No process of this machine began before the machine.
+        let left = folder.path().join("left");
+        std::fs::create_dir(&left)?;
+        let name = format!("{PREFIX}1-0");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", &name]).arg(&left).status()?;
+        ensure!(mounted.success(), "this test needs root");
+        let disk = SmallDisk::mount(&folder.path().join("own"), 1 << 20)?;
+        let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+        ensure!(!mounts.contains(&left.display().to_string()), "{mounts}");
+        // That of a test that runs stays.
+        let _other = SmallDisk::mount(&folder.path().join("other"), 1 << 20)?;
+        disk.fill(0)?;
+        disk.empty()
     }
 }

@@ -46,11 +46,9 @@ impl Network {
     pub fn make(places: &[String]) -> Result<Self> {
         ensure!(places.len() <= PLACES_MAX, "{} places are too many", places.len());
         remove_leftovers()?;
-        let own = std::process::id();
-        let begun = begun_at(own).context("this process has no beginning")?;
         let number = MADE.fetch_add(1, Ordering::Relaxed);
         // From here on, what was made is removed whatever happens.
-        let network = Self { prefix: format!("{PREFIX}-{own}-{begun}-{number}-"), places: places.to_vec() };
+        let network = Self { prefix: format!("{PREFIX}-{}-{number}-", owner()?), places: places.to_vec() };
         let hub = network.name(HUB);
         run("ip", &["netns", "add", &hub])?;
         run("ip", &["-n", &hub, "link", "add", "bridge", "type", "bridge"])?;
@@ -174,15 +172,25 @@ fn remove(name: &str) -> Result<()> {
     }
 }
 
+/// Names this process in what it leaves on the machine if it is killed: its number, and when it began, which together are one for ever.
+pub(crate) fn owner() -> Result<String> {
+    let own = std::process::id();
+    Ok(format!("{own}-{}", begun_at(own).context("this process has no beginning")?))
+}
+
+/// Whether the process that a text begins with is no more; none when it names none.
+pub(crate) fn is_left(text: &str) -> Option<bool> {
+    let mut parts = text.split('-').map(|part| part.parse::<u64>().ok());
+    let (owner, begun) = (u32::try_from(parts.next()??).ok()?, parts.next()??);
+    Some(begun_at(owner) != Some(begun))
+}
+
 /// Removes the networks of runs that are no more.
 fn remove_leftovers() -> Result<()> {
     let Ok(names) = std::fs::read_dir("/run/netns") else { return Ok(()) };
     for name in names.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
         let Some(rest) = name.strip_prefix(PREFIX).and_then(|rest| rest.strip_prefix('-')) else { continue };
-        let mut parts = rest.split('-').map(|part| part.parse::<u64>().ok());
-        let (Some(Some(owner)), Some(begun)) = (parts.next(), parts.next()) else { continue };
-        let is_alive = u32::try_from(owner).ok().and_then(begun_at) == begun;
-        if !is_alive {
+        if is_left(rest) == Some(true) {
             eprintln!("removing {name}, which a run that is no more has left");
             remove(&name)?;
         }
@@ -190,7 +198,7 @@ fn remove_leftovers() -> Result<()> {
     Ok(())
 }
 
-/// When a process began, in ticks since the machine did: with its number it is one for ever.
+/// When a process began, in ticks since the machine did.
 fn begun_at(process: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // Behind the name, which may hold anything, the state is the first field and this the twentieth.

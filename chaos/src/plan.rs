@@ -55,6 +55,8 @@ pub enum Fault {
     DiskFull { node: usize },
     /// The wall clock of a node is another one.
     Clock { node: usize, seconds: i64 },
+    /// A second node is started with the number of this one, and a disk and a place of its own; it is told to end after it.
+    Twin { node: usize },
 }
 
 impl Fault {
@@ -73,6 +75,7 @@ impl Fault {
             Self::AnswersCut { .. } => "answers cut",
             Self::DiskFull { .. } => "disk full",
             Self::Clock { .. } => "clock",
+            Self::Twin { .. } => "twin",
         }
     }
 
@@ -87,6 +90,7 @@ impl Fault {
             },
             Self::DiskFull { node } => Need::Disk(*node),
             Self::Clock { node, .. } => Need::Clock(*node),
+            Self::Twin { .. } => Need::Twin,
             Self::Isolate { .. }
             | Self::Split { .. }
             | Self::OneWay { .. }
@@ -103,6 +107,7 @@ enum Need {
     Store,
     Disk(usize),
     Clock(usize),
+    Twin,
 }
 
 /// A fault with its time, counted from the first moment of the run.
@@ -150,7 +155,7 @@ pub fn plan(seed: u64, stores: Stores, size: Size) -> Plan {
 fn draw(random: &mut Schedule, stores: Stores, nodes: usize) -> Fault {
     let node = random.index(nodes);
     let other = (node + 1 + random.index(nodes - 1)) % nodes;
-    match (random.between(0..14), stores) {
+    match (random.between(0..15), stores) {
         (0 | 1, _) => Fault::Kill { node },
         (2 | 3, _) => Fault::Stop { node },
         (4, _) => Fault::Isolate { node },
@@ -164,11 +169,15 @@ fn draw(random: &mut Schedule, stores: Stores, nodes: usize) -> Fault {
         }
         (11, _) => Fault::StoreStop { node },
         (12, _) => Fault::StoreKill { node },
+        // With a store of its own a twin's rows would be gone with it.
+        (13, Stores::Shared) => Fault::Twin { node },
         (_, Stores::Shared) if random.between(0..3) == 0 => Fault::StoreCut { node },
         (_, Stores::Shared) => {
             Fault::AnswersCut { inserts: u32::try_from(random.between(1..6)).unwrap_or(1) }
         }
-        (_, Stores::Embedded) => Fault::Kill { node },
+        // Who is stopped or cut off after it took a batch has it twice with another: what such stores are about.
+        (13, Stores::Embedded) => Fault::Stop { node },
+        (_, Stores::Embedded) => Fault::Isolate { node },
     }
 }
 
@@ -214,7 +223,7 @@ mod tests {
                     assert!(clash.is_none() || step.fault.needs(stores).is_none(), "{step:?} and {clash:?}");
                 }
             }
-            let count = if stores == Stores::Shared { 12 } else { 10 };
+            let count = if stores == Stores::Shared { 13 } else { 10 };
             assert_eq!(kinds.len(), count, "{kinds:?}");
         }
     }

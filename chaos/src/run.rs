@@ -25,7 +25,7 @@ use crate::{
     agent::Agent,
     checks::{Ledgers, Observer, check_end, is_at_home},
     now_seconds,
-    plan::{Plan, Stores},
+    plan::Plan,
     world::{Places, World},
 };
 
@@ -50,8 +50,8 @@ const SERVED_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Report {
     pub batches: u32,
-    /// Batches that are in several stores; none where there is one.
-    pub doubled: usize,
+    /// Batches that were in several stores, of which nodes have removed copies since their last starts.
+    pub removed: usize,
     /// Agents that are gone, with what nodes had told them.
     pub gone: Vec<LedgerAgent>,
     /// Milliseconds from the beginning of a fault until all agents were served again, where some were not, by the fault's kind.
@@ -131,8 +131,7 @@ async fn live(plan: &Plan, places: &Places, folder: &Path) -> Result<Report> {
     stay_quiet(&agents).await?;
     let mut report = suffer(&mut world, &observer, &agents, plan, places).await?;
     feeding.finish().await??;
-    let stores = if plan.stores == Stores::Shared { 1 } else { plan.nodes };
-    end(&world, &agents, stores, &mut report).await?;
+    end(&world, &agents, &mut report).await?;
     Ok(report)
 }
 
@@ -157,11 +156,12 @@ async fn suffer(
     let served_ms = by_kind(plan, &service.finish().await?);
     let gone = leaving.finish().await??;
     world.ready().await.context("after the last fault")?;
+    world.twins_gone().await?;
     let healed_ms = heal(world, agents).await?;
     let compared = watching.finish().await??;
     Ok(Report {
         batches: 0,
-        doubled: 0,
+        removed: 0,
         gone,
         served_ms,
         healed_ms,
@@ -203,12 +203,12 @@ async fn break_things<T: Send + 'static>(
     world.supervise()
 }
 
-async fn end(world: &World<'_>, agents: &Agents, stores: usize, report: &mut Report) -> Result<()> {
+async fn end(world: &World<'_>, agents: &Agents, report: &mut Report) -> Result<()> {
     let agents = std::mem::take(&mut *lock(agents));
     report.batches = agents.iter().map(|agent| agent.batches).sum();
     (0..world.nodes.len()).try_for_each(|node| world.check_memory(node))?;
-    let ledgers = Ledgers { agents: &agents, rows_a_batch: ROWS_A_BATCH, stores, gone: &report.gone };
-    report.doubled = check_end(&world.nodes, &ledgers).await?;
+    let ledgers = Ledgers { agents: &agents, rows_a_batch: ROWS_A_BATCH, gone: &report.gone };
+    report.removed = check_end(&world.nodes, &ledgers).await?;
     (0..world.nodes.len()).try_for_each(|node| world.check_memory(node))
 }
 
@@ -367,11 +367,11 @@ async fn heal(world: &World<'_>, agents: &Agents) -> Result<u64> {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { batches, doubled, gone, served_ms, healed_ms, compared, restarts } = self;
+        let Self { batches, removed, gone, served_ms, healed_ms, compared, restarts } = self;
         let acknowledged: usize = gone.iter().map(|agent| agent.received.len()).sum();
         writeln!(
             f,
-            "  {batches} batches, {doubled} in several stores, {acknowledged} acknowledged ones of {} agents that are gone; {compared} comparisons; {restarts} restarts; \
+            "  {batches} batches, {removed} copies removed, {acknowledged} acknowledged ones of {} agents that are gone; {compared} comparisons; {restarts} restarts; \
              all served {:.1} s after healing",
             gone.len(),
             *healed_ms as f64 / 1e3

@@ -29,6 +29,8 @@ const DISK: u64 = 96 << 20;
 const PHI: &str = "12.0";
 const STORE_PORT: u16 = 8123;
 const GOSSIP_PORT: u16 = 20037;
+/// Where a second node with the number of another is.
+const TWIN: &str = "twin";
 
 /// Where everything is: the network, and runtimes whose sockets are in it.
 pub struct Places {
@@ -49,7 +51,7 @@ fn agents_place(agents: usize) -> String {
 
 impl Places {
     pub fn make(nodes: usize) -> Result<Self> {
-        let mut places = vec!["watch".to_owned(), "store".to_owned()];
+        let mut places = vec!["watch".to_owned(), "store".to_owned(), TWIN.to_owned()];
         places.extend((0..AGENT_PLACES).map(agents_place));
         places.extend((0..nodes).map(node_place));
         let network = Network::make(&places)?;
@@ -79,6 +81,8 @@ pub struct World<'a> {
     places: &'a Places,
     folder: PathBuf,
     pub nodes: Vec<Node>,
+    /// Nodes with the number of another, each with its disk. The last may run.
+    twins: Vec<(Node, SmallDisk)>,
     disks: Vec<SmallDisk>,
     shared: Option<Shared>,
     /// Ways that are cut, each with the step that did it.
@@ -98,6 +102,7 @@ impl<'a> World<'a> {
             places,
             folder: folder.to_owned(),
             nodes: vec![],
+            twins: vec![],
             disks: vec![],
             shared: None,
             cuts: vec![],
@@ -134,6 +139,16 @@ impl<'a> World<'a> {
     fn configure(&mut self, node: usize) -> Result<()> {
         let folder = self.folder.join(node_place(node));
         self.disks.push(SmallDisk::mount(&folder.join("data/state"), DISK)?);
+        let mut place = self.places.network.place(&node_place(node));
+        self.set_clock(node, 0)?;
+        place.environment = clock_environment(&self.clock(node))?;
+        let configuration = self.configuration(node, self.places.node(node));
+        self.nodes.push(Node::configure_in(&folder, u16::try_from(node + 1)?, place, &configuration)?);
+        Ok(())
+    }
+
+    /// What a node is told, but for its number.
+    fn configuration(&self, node: usize, address: Ipv4Addr) -> String {
         let store = self
             .shared
             .as_ref()
@@ -141,16 +156,29 @@ impl<'a> World<'a> {
         let seeds: Vec<String> = (0..self.plan.nodes)
             .map(|seed| format!("\"{}:{GOSSIP_PORT}\"", self.places.node(seed)))
             .collect();
-        let configuration = format!(
-            "{store}\n[memory]\nbudget = \"{}MiB\"\n[cluster]\nlisten = \"{}:{GOSSIP_PORT}\"\nphi_threshold = {PHI}\nzone = \"z{node}\"\nseeds = [{}]\n",
+        format!(
+            "{store}\n[memory]\nbudget = \"{}MiB\"\n[cluster]\nlisten = \"{address}:{GOSSIP_PORT}\"\nphi_threshold = {PHI}\nzone = \"z{node}\"\nseeds = [{}]\n",
             MEMORY >> 20,
-            self.places.node(node),
             seeds.join(", ")
-        );
-        let mut place = self.places.network.place(&node_place(node));
-        self.set_clock(node, 0)?;
-        place.environment = clock_environment(&self.clock(node))?;
-        self.nodes.push(Node::configure_in(&folder, u16::try_from(node + 1)?, place, &configuration)?);
+        )
+    }
+
+    fn start_twin(&mut self, node: usize) -> Result<()> {
+        let folder = self.folder.join(format!("{TWIN}{}", self.twins.len()));
+        let disk = SmallDisk::mount(&folder.join("data/state"), DISK)?;
+        let configuration = self.configuration(node, self.places.network.address(TWIN));
+        let place = self.places.network.place(TWIN);
+        let mut twin = Node::configure_in(&folder, u16::try_from(node + 1)?, place, &configuration)?;
+        twin.spawn()?;
+        self.twins.push((twin, disk));
+        Ok(())
+    }
+
+    /// Waits until the nodes with the numbers of others have ended, which store what they have taken before.
+    pub async fn twins_gone(&mut self) -> Result<()> {
+        for (twin, _) in self.twins.iter_mut().filter(|(twin, _)| twin.pid().is_some()) {
+            twin.ended().await.context("a node with the number of another")?;
+        }
         Ok(())
     }
 
@@ -199,6 +227,11 @@ impl<'a> World<'a> {
                 self.disks[*node].fill(0)
             }
             Fault::Clock { node, seconds } => self.set_clock(*node, *seconds),
+            Fault::Twin { node } => {
+                // The one before has had its time.
+                self.twins_gone().await?;
+                self.start_twin(*node)
+            }
             fault => {
                 let ways = ways(fault, self.plan.nodes);
                 self.cuts.push((step, ways));
@@ -230,6 +263,10 @@ impl<'a> World<'a> {
                 self.disks[*node].empty()
             }
             Fault::Clock { node, .. } => self.set_clock(*node, 0),
+            Fault::Twin { .. } => {
+                let (twin, _) = self.twins.last().context("no such node was started")?;
+                twin.signal(Signal::TERM)
+            }
             _ => {
                 self.cuts.retain(|(by, _)| *by != step);
                 self.cut()

@@ -22,3 +22,8 @@ fn check(seed: u64, stores: Stores) -> Result<()> {
 fn nodes_with_a_shared_store_keep_what_must_hold_under_random_faults_as_root() -> Result<()> {
     check(1, Stores::Shared)
 }
+
+#[test]
+fn nodes_with_a_store_each_keep_what_must_hold_under_random_faults_as_root() -> Result<()> {
+    check(1, Stores::Embedded)
+}
