@@ -51,7 +51,8 @@ impl Sockets {
 
     /// The connection that a task used last.
     fn last_socket(&mut self, task: Task) -> Option<&mut Socket> {
-        let socket = self.threads.at(task).last()?.socket;
+        let worker = self.threads.at(task);
+        let socket = if worker.plain != 0 { worker.plain } else { worker.last()?.socket };
         self.sockets.get_mut(&Key { socket, partner: None })
     }
 

@@ -129,6 +129,7 @@ impl Sockets {
             return;
         }
         let Some(key) = key else { return };
+        self.threads.at(data.task).plain = key.socket;
         if known != Some(key.socket) {
             self.plain.place(name, key.socket);
         }
@@ -140,6 +141,7 @@ impl Sockets {
             .into_iter()
             .partition(|waiting| waiting.key.is_none() || data.way == Way::In);
         for waiting in before {
+            self.threads.at(waiting.task).plain = key.socket;
             self.place_streams(key, waiting.task);
             self.talk(key, waiting.now, waiting.tcp_seq, false, &waiting.data(), out);
         }

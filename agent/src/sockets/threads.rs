@@ -36,6 +36,8 @@ pub(super) struct Thread {
     pub(super) asked: u64,
     /// Streams of a connection that is not known yet, and the numbers that they got.
     pub(super) early: Vec<(u32, u64)>,
+    /// The socket whose plain text it got or gave last, which others may have filled and emptied for it; 0: none.
+    pub(super) plain: u64,
     /// Of a coroutine: the socket on which it was asked last; 0: it serves nobody.
     pub(super) served: u64,
     /// It was asked on another one before it had answered.
