@@ -66,8 +66,19 @@ fn inside(out: &mut dyn Write, config: &Config) -> anyhow::Result<()> {
     if let Some(rival) = rival {
         writeln!(out, "eBPF: {rival} now; a second one keeps to packets")?;
     }
+    for limit in LIMITS {
+        writeln!(out, "not seen on any host: {limit}")?;
+    }
     Ok(())
 }
+
+/// What no kernel makes up for.
+const LIMITS: [&str; 4] = [
+    "callers in programs that were built without frame pointers; profiles show their innermost functions and little above them",
+    "TLS of GnuTLS, NSS and Java, and of programs without symbols that have OpenSSL or rustls inside",
+    "datagrams of Unix sockets (counted: unix_datagrams)",
+    "the bytes of sendfile, splice and io_uring (counted where their length is seen: unseen_transfers)",
+];
 
 fn tell(out: &mut dyn Write, report: Vec<Capability>) -> io::Result<()> {
     for Capability { name, problem, lost } in report {

@@ -107,6 +107,12 @@ pub enum Event<'a> {
         session: u64,
         data: Data<'a>,
     },
+    /// Plain text of a session whose library knows no socket: its caller writes to the socket after it, or read from it before.
+    Buffered {
+        time: u64,
+        session: u64,
+        data: Data<'a>,
+    },
     /// `is_client` says whether this end began the connection.
     Opened {
         time: u64,
@@ -210,6 +216,8 @@ pub fn read(record: &[u8]) -> Result<Event<'_>, Unusable> {
         kind::RECEIVE => transfer(Way::In),
         kind::TLS_SEND => Ok(Event::Plain { time, entered, session: socket, data: data(Way::Out)? }),
         kind::TLS_RECEIVE => Ok(Event::Plain { time, entered, session: socket, data: data(Way::In)? }),
+        kind::BUFFERED_SEND => Ok(Event::Buffered { time, session: socket, data: data(Way::Out)? }),
+        kind::BUFFERED_RECEIVE => Ok(Event::Buffered { time, session: socket, data: data(Way::In)? }),
         kind::OPENED => {
             let is_client = header.flags & flag::CLIENT != 0;
             Ok(Event::Opened { time, socket, ends: ends(&header)?, is_client })

@@ -12,6 +12,7 @@ mod snapshot;
 mod sockets;
 
 pub use collect::Collector;
+pub(crate) use collect::OWN;
 pub use host::{Host, Socket};
 pub use identity::{Identity, machine_id};
 pub use snapshot::{Listener, Snapshot};

@@ -220,13 +220,13 @@ impl Probes {
         });
         probes.attach_threads(&btf.library, &mut report);
         let problems = match PlainProbes::load(&mut probes.ebpf, settings.tls) {
-            Ok((plain, [go, tokio])) => {
+            Ok((plain, [go, tokio, rust])) => {
                 probes.plain = Some(plain);
-                [None, go, tokio]
+                [None, go, tokio, rust]
             }
-            Err(problem) => [Some(problem.clone()), Some(problem.clone()), Some(problem)],
+            Err(problem) => [(); 4].map(|()| Some(problem.clone())),
         };
-        let inside = [(TLS, TLS_LOST), (GO, GO_LOST), (TOKIO, TOKIO_LOST)];
+        let inside = [(TLS, TLS_LOST), (GO, GO_LOST), (TOKIO, TOKIO_LOST), (RUST, RUST_LOST)];
         for ((name, lost), problem) in inside.into_iter().zip(problems) {
             report.push(Capability { name, problem, lost });
         }
@@ -386,6 +386,8 @@ impl Probes {
 const ALL_LOST: &str = "requests are seen in packets alone: no TLS, no threads, no links from a request to the requests it causes";
 const TLS: &str = "TLS libraries (uprobes)";
 const TLS_LOST: &str = "requests inside TLS stay unseen";
+const RUST: &str = "TLS of Rust programs that have symbols (uprobes on rustls)";
+const RUST_LOST: &str = "requests inside TLS of Rust programs stay unseen";
 const GO: &str = "goroutines and TLS of Go (uprobes)";
 const GO_LOST: &str =
     "what a Go program asks while it works for a request is not linked to it; its TLS stays unseen";

@@ -18,6 +18,7 @@
 //!
 //! Leaves out: how events come (`probes`, `events`), counting each request once (`emit`).
 
+mod buffered;
 mod coroutines;
 mod datagrams;
 mod frames;
@@ -219,6 +220,7 @@ impl Sockets {
             Event::Plain { time, entered, session, data } => {
                 self.plain_text(time, entered, session, &data, out)
             }
+            Event::Buffered { time, session, data } => self.buffered(time, session, &data, out),
             Event::Opened { time, socket, ends, is_client } => {
                 let key = Key::new(socket, &ends);
                 self.end(key, out);
@@ -363,12 +365,17 @@ impl Sockets {
             socket.pid = data.task.pid;
             self.owners.insert(ends, data.task.pid);
         }
-        if socket.is_tls {
-            return;
-        }
-        if socket.last_way.is_none() && is_tls(data.payload) {
+        let begins_tls = !socket.is_tls && socket.last_way.is_none() && is_tls(data.payload);
+        if begins_tls {
             socket.begin_tls();
-            self.judge(key, if self.config.tls { Judgement::NoPayload } else { Judgement::Ignore });
+        }
+        if socket.is_tls {
+            if begins_tls {
+                self.judge(key, if self.config.tls { Judgement::NoPayload } else { Judgement::Ignore });
+            }
+            if is_out {
+                self.send_buffered(key, data.task, tcp_seq, out);
+            }
             return;
         }
         let is_gap = ends.transport == Transport::Tcp && socket.stream(data.way).is_gap(tcp_seq, data.length);

@@ -4,10 +4,14 @@
 
 #[path = "ebpf_capture/go.rs"]
 mod go;
+#[path = "ebpf_capture/grpc.rs"]
+mod grpc;
 #[path = "ebpf_capture/ladder.rs"]
 mod ladder;
 #[path = "ebpf_capture/programs.rs"]
 mod programs;
+#[path = "ebpf_capture/rust.rs"]
+mod rust;
 #[path = "ebpf_capture/sockets.rs"]
 mod sockets;
 #[path = "ebpf_capture/tls.rs"]

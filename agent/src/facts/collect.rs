@@ -42,7 +42,7 @@ const INTERFACES_EVERY: u32 = 5;
 const KERNEL_THREADS_EVERY: u32 = 60;
 
 /// Programs of MetaFlow: agent, node and the engine that a node runs.
-const OWN: [&str; 2] = ["metaflow", "metaflow-agent"];
+pub(crate) const OWN: [&str; 2] = ["metaflow", "metaflow-agent"];
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;

@@ -1,4 +1,4 @@
-//! What of a program or library is worth a probe: plain text of TLS libraries, Go's runtime, and tokio's.
+//! What of a program or library is worth a probe: plain text of TLS libraries (OpenSSL's kin, Go's, rustls), Go's runtime, and tokio's.
 //!
 //! Reads the file alone, never the memory of a process. A probe in the wrong place would break the program, so what is not certain is left out.
 //! Leaves out: which files processes have (`libraries`), attaching (`plain`).
@@ -7,6 +7,7 @@ mod dwarf;
 mod elf;
 mod go;
 mod returns;
+mod rust;
 mod tokio;
 
 use std::path::PathBuf;
@@ -45,6 +46,7 @@ pub(super) fn programs() -> impl Iterator<Item = &'static str> {
     [ENTRY].into_iter().chain(FUNCTIONS.map(|(_, program)| program))
 }
 pub(super) use go::PROGRAMS as GO_PROGRAMS;
+pub(super) use rust::PROGRAMS as RUST_PROGRAMS;
 pub(super) use tokio::PROGRAMS as TOKIO_PROGRAMS;
 
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +79,7 @@ fn find(elf: &Elf, tls: bool) -> Result<Findings, Error> {
     }
     if tls {
         openssl(elf, &mut findings)?;
+        rust::find(elf, &mut findings)?;
     }
     tokio::find(elf, &mut findings)?;
     Ok(findings)

@@ -12,6 +12,7 @@ struct Architecture {
     function_arguments: [u32; 4],
     function_result: u32,
     stack_pointer: u32,
+    function_result_second: u32,
     /// read, write, readv, writev, sendto, recvfrom, sendmsg, recvmsg, sendmmsg, recvmmsg, sendfile.
     calls: [u32; 11],
 }
@@ -23,6 +24,7 @@ const ARCHITECTURE: Architecture = Architecture {
     function_arguments: [112, 104, 96, 88],
     function_result: 80,
     stack_pointer: 152,
+    function_result_second: 96,
     calls: [0, 1, 19, 20, 44, 45, 46, 47, 307, 299, 40],
 };
 
@@ -34,6 +36,7 @@ const ARCHITECTURE: Architecture = Architecture {
     function_arguments: [0, 8, 16, 24],
     function_result: 0,
     stack_pointer: 248,
+    function_result_second: 8,
     calls: [63, 64, 65, 66, 206, 207, 211, 212, 269, 243, 71],
 };
 
@@ -127,6 +130,7 @@ pub(super) fn constants(
         function_arguments,
         function_result,
         stack_pointer,
+        function_result_second,
         calls,
     } = ARCHITECTURE;
     all[constant::CALL_ARGUMENTS..][..6].copy_from_slice(&call_arguments);
@@ -134,6 +138,7 @@ pub(super) fn constants(
     all[constant::FUNCTION_ARGUMENTS..][..4].copy_from_slice(&function_arguments);
     all[constant::FUNCTION_RESULT] = function_result;
     all[constant::STACK_POINTER] = stack_pointer;
+    all[constant::FUNCTION_RESULT_SECOND] = function_result_second;
     all[constant::NR_READ..][..calls.len()].copy_from_slice(&calls);
     // The programs mask lengths, so the last byte of the room stays empty.
     all[constant::PAYLOAD_MAX] = settings.payload_max.min(LARGE as u32 - 1);

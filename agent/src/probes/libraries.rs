@@ -26,6 +26,11 @@ pub(super) struct Mapped {
 }
 
 impl Mapped {
+    pub(super) fn is_named(&self, names: &[&str]) -> bool {
+        let path = self.path.strip_suffix(" (deleted)").unwrap_or(&self.path);
+        path.rsplit('/').next().is_some_and(|name| names.contains(&name))
+    }
+
     /// Ways to the file: the mapping itself leads to files that were deleted or replaced, too; the other one goes through the root of the process,
     /// whose container may have another view of files.
     pub(super) fn paths(&self, pid: u32) -> Vec<PathBuf> {
@@ -102,6 +107,7 @@ mod tests {
                 PathBuf::from(format!("/proc/9/root{path}")),
             ]
         };
+        assert!(parse(text)[1].is_named(&["my server"]) && parse(text)[2].is_named(&["libssl.so.1.1"]));
         assert_eq!(
             found,
             [

@@ -12,6 +12,7 @@ use super::binary::{self, Findings};
 use super::libraries::{self, FileKey, Mapped};
 use super::reader::{Examined, Reader};
 use super::{explain, find};
+use crate::facts::OWN;
 
 /// Processes whose mappings are read in one slice: a millisecond at most.
 const SLICE: usize = 8;
@@ -66,11 +67,11 @@ pub(super) struct PlainProbes {
 
 impl PlainProbes {
     /// Loads the programs; whether the kernel attaches them is tried on this process's own program. The second result says what went wrong with
-    /// Go, and with tokio.
-    pub(super) fn load(ebpf: &mut Ebpf, tls: bool) -> Result<(Self, [Option<String>; 2]), String> {
+    /// Go, with tokio, and with rustls.
+    pub(super) fn load(ebpf: &mut Ebpf, tls: bool) -> Result<(Self, [Option<String>; 3]), String> {
         load(ebpf, binary::programs())?;
         try_attach(ebpf)?;
-        let parts = [&binary::GO_PROGRAMS[..], &binary::TOKIO_PROGRAMS[..]];
+        let parts = [&binary::GO_PROGRAMS[..], &binary::TOKIO_PROGRAMS[..], &binary::RUST_PROGRAMS[..]];
         let problems = parts.map(|programs| load(ebpf, programs.iter().copied()).err());
         let mut refused = Vec::new();
         for (programs, _) in parts.iter().zip(&problems).filter(|(_, problem)| problem.is_some()) {
@@ -191,7 +192,8 @@ impl PlainProbes {
     }
 
     fn examine(&mut self, mapped: Mapped, pid: u32) {
-        if self.files.contains_key(&mapped.key) {
+        // Nothing that MetaFlow itself says is reported, so it need not pay for probes.
+        if self.files.contains_key(&mapped.key) || mapped.is_named(&OWN) {
             return;
         }
         if self.files.len() >= FILES_MAX {

@@ -23,7 +23,7 @@ use crate::{
     config::{Config, Ebpf, Enabled},
     control::Running,
     events::{self, Event},
-    facts::Snapshot,
+    facts::{OWN, Snapshot},
     flow::Output,
     guard::{Level, Shedding},
     metrics::{Metrics, reason},
@@ -38,8 +38,6 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 const HAND_OVER: Duration = Duration::from_millis(100);
 /// How often clocks, losses and processes are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Programs of MetaFlow itself.
-const OWN: [&str; 2] = ["metaflow", "metaflow-agent"];
 
 /// Programs in the kernel, before their thread begins.
 pub(super) struct Inside {

@@ -19,7 +19,7 @@ const WAIT_NS: u64 = 500_000_000;
 const PLACES_MAX: usize = 65_536;
 
 /// A session of a process.
-type Name = (u32, u64);
+pub(super) type Name = (u32, u64);
 
 #[derive(Debug, Default)]
 pub(super) struct Plain {
@@ -28,28 +28,28 @@ pub(super) struct Plain {
 }
 
 #[derive(Debug)]
-struct Held {
+pub(super) struct Held {
     since: u64,
     /// A call that sends has not ended.
     is_sending: bool,
-    waiting: Vec<Waiting>,
+    pub(super) waiting: Vec<Waiting>,
 }
 
 /// Plain text that waits.
 #[derive(Debug)]
-struct Waiting {
+pub(super) struct Waiting {
     /// None: not known yet.
-    key: Option<Key>,
-    now: Moment,
-    tcp_seq: u32,
-    way: Way,
-    task: Task,
-    length: u32,
-    payload: Box<[u8]>,
+    pub(super) key: Option<Key>,
+    pub(super) now: Moment,
+    pub(super) tcp_seq: u32,
+    pub(super) way: Way,
+    pub(super) task: Task,
+    pub(super) length: u32,
+    pub(super) payload: Box<[u8]>,
 }
 
 impl Waiting {
-    fn data(&self) -> Data<'_> {
+    pub(super) fn data(&self) -> Data<'_> {
         let Self { way, task, length, ref payload, .. } = *self;
         Data { way, task, length, payload }
     }
@@ -57,7 +57,7 @@ impl Waiting {
 
 impl Plain {
     /// Room for what waits for a session, if there is some.
-    fn room(&mut self, name: Name, now: u64) -> Option<&mut Held> {
+    pub(super) fn room(&mut self, name: Name, now: u64) -> Option<&mut Held> {
         if self.held.len() >= SESSIONS_MAX && !self.held.contains_key(&name) {
             return None;
         }
@@ -73,11 +73,15 @@ impl Plain {
         self.held.get(&name).is_some_and(|held| held.is_sending && held.waiting.len() < WAITING_MAX)
     }
 
-    fn take(&mut self, name: Name) -> Vec<Waiting> {
+    pub(super) fn take(&mut self, name: Name) -> Vec<Waiting> {
         self.held.remove(&name).map_or_else(Vec::new, |held| held.waiting)
     }
 
-    fn place(&mut self, name: Name, socket: u64) {
+    pub(super) fn socket(&self, name: Name) -> Option<u64> {
+        self.places.get(&name).copied()
+    }
+
+    pub(super) fn place(&mut self, name: Name, socket: u64) {
         if self.places.len() >= PLACES_MAX && !self.places.contains_key(&name) {
             self.places.clear();
         }
@@ -106,7 +110,7 @@ impl Sockets {
         let carrier = thread.carrier(entered, time, data.way);
         let last = thread.last().copied();
         let name = (data.task.pid, session);
-        let known = self.plain.places.get(&name).copied();
+        let known = self.plain.socket(name);
         let socket = carrier.map(|touch| touch.socket).or(known).or_else(|| last.map(|touch| touch.socket));
         let tcp_seq = carrier.or(last).map_or(0, |touch| touch.tcp_seq);
         let key = socket.map(|socket| Key { socket, partner: None });

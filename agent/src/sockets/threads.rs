@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
+use super::plain::Name;
 use crate::events::{Task, Way};
 
 /// Threads and coroutines that are remembered for certain; twice as many may be.
@@ -46,6 +47,8 @@ pub(super) struct Thread {
     pub(super) inherits: bool,
     /// Streams that it read of, for which it will begin tasks.
     pub(super) begun: VecDeque<u64>,
+    /// Sessions of libraries that know no socket, with plain text that is on its way to one.
+    pub(super) sending: Vec<Name>,
     touches: [Touch; TOUCHES],
     count: usize,
 }

@@ -12,11 +12,11 @@ use metaflow_schema::enums::{L7Protocol, ObservationPoint};
 use super::tls::certificate;
 use super::watch::{Served, Watch, free_port};
 
-/// Builds the test programs by the system's Go, whose packages of libraries lie where Debian puts them.
-fn build(flags: &[&str]) -> (tempfile::TempDir, PathBuf) {
+/// Builds a test program by the system's Go, whose packages of libraries lie where Debian puts them.
+pub(crate) fn build(name: &str, flags: &[&str]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
-    let program = folder.path().join("shop");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ebpf_capture/go/shop.go");
+    let program = folder.path().join(name);
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/ebpf_capture/go/{name}.go"));
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-build");
     let output = Command::new("go")
         .args(["build", "-o", program.to_str().unwrap()])
@@ -31,7 +31,7 @@ fn build(flags: &[&str]) -> (tempfile::TempDir, PathBuf) {
 }
 
 /// Every request counts here, and other tests may keep the machine busy meanwhile.
-fn roomy() -> Settings {
+pub(crate) fn roomy() -> Settings {
     Settings { ring_bytes: 64 << 20, ..Settings::default() }
 }
 
@@ -151,7 +151,7 @@ fn goroutines_ask(flags: &[&str], is_tls: bool, http2: Option<&str>) {
     const ORDERS: usize = 40;
     let mut watch = Watch::start(roomy());
     let database = Database::start(&mut watch);
-    let (_folder, program) = build(flags);
+    let (_folder, program) = build("shop", flags);
     let (_certificates, [certificate, key]) = certificate();
     let shop = |arguments: &[&str]| {
         let mut command = Command::new(&program);
@@ -198,7 +198,7 @@ fn requests_inside_tls_of_go_are_seen_at_both_ends_as_root() {
     const CUSTOMERS: usize = 4;
     const ORDERS: usize = 25;
     let mut watch = Watch::start(roomy());
-    let (_folder, program) = build(&[]);
+    let (_folder, program) = build("shop", &[]);
     let (_certificates, [certificate, key]) = certificate();
     let mut store = Served::start(Command::new(&program).arg("store"));
     let store_url = format!("http://127.0.0.1:{}", store.line());

@@ -8,7 +8,7 @@ use metaflow_schema::enums::{L7Protocol, ObservationPoint};
 
 use super::watch::{Served, Watch, free_port};
 
-const TLS: &str = r#"
+pub(crate) const TLS: &str = r#"
 import http.server, ssl, sys, threading, time
 time.sleep(float(sys.argv[3]))
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -79,14 +79,15 @@ fn requests_inside_tls_are_seen_at_both_ends_as_root() {
     }
 }
 
-/// Builds the C program that has OpenSSL inside, into a folder that can be a root: it needs nothing else.
-fn build_static() -> tempfile::TempDir {
+/// Builds the C program that is a client, by these flags.
+fn build(flags: &[&str]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/ebpf_capture/static_tls.c");
     let output = Command::new("gcc")
-        .args(["-O1", "-static", "-o"])
+        .args(["-O1", "-o"])
         .arg(folder.path().join("client"))
         .arg(source)
+        .args(flags)
         .args(["-lssl", "-lcrypto"])
         .output()
         .unwrap();
@@ -98,7 +99,8 @@ fn build_static() -> tempfile::TempDir {
 fn a_static_program_in_a_root_of_its_own_is_seen_and_leaves_nothing_behind_as_root() {
     const REQUESTS: usize = 10;
     let (_folder, [certificate, key]) = certificate();
-    let root = build_static();
+    // It needs nothing else in its root.
+    let root = build(&["-static"]);
     let mut watch = Watch::start(Settings::default());
     let mut server = watch.serve(TLS, &[&certificate, &key, "0"]);
     let port = server.line().parse::<u16>().unwrap();
@@ -123,6 +125,34 @@ fn a_static_program_in_a_root_of_its_own_is_seen_and_leaves_nothing_behind_as_ro
     assert_eq!(of_client.count(), REQUESTS);
     drop(client);
     watch.until(|watch| watch.probes_below(root.path()) == 0 && watch.other_descriptors() == others);
+}
+
+/// The library that Debian makes of Android's BoringSSL.
+#[test]
+fn requests_inside_tls_of_boringssl_are_seen_as_root() {
+    const REQUESTS: usize = 10;
+    const FOLDER: &str = "/usr/lib/x86_64-linux-gnu/android";
+    let (_folder, [certificate, key]) = certificate();
+    let flags = ["-I/usr/include/android".to_owned(), format!("-L{FOLDER}"), format!("-Wl,-rpath,{FOLDER}")];
+    let program = build(&flags.each_ref().map(String::as_str));
+    let mut watch = Watch::start(Settings::default());
+    let mut server = watch.serve(TLS, &[&certificate, &key, "0"]);
+    let port = server.line().parse::<u16>().unwrap();
+    watch.wait_for_libraries(&server);
+    let mut command = Command::new(program.path().join("client"));
+    let mut client = Served::start(command.args([&port.to_string(), &REQUESTS.to_string()]));
+    assert_eq!(client.line(), "ready");
+    watch.wait_for_libraries(&client);
+    // One pair of functions, with a probe at both ends of each.
+    assert_eq!(watch.probes_below(Path::new(FOLDER)), 4);
+    client.say("go");
+    let calls = watch.calls_until(port, 2 * REQUESTS);
+    let asked = calls.iter().filter(|call| {
+        call.point == ObservationPoint::ClientProcess
+            && call.client_pid == client.id()
+            && call.session.response_code == 200
+    });
+    assert_eq!(asked.count(), REQUESTS);
 }
 
 /// nginx with TLS, each of its workers a fork.

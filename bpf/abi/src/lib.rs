@@ -80,6 +80,9 @@ pub mod kind {
     /// It left something in a queue, or waits until there is something in it; the queue is an address, in place of the socket.
     pub const TASK_SEND: u8 = 32;
     pub const TASK_WAIT: u8 = 33;
+    /// Plain text of a library that knows no socket: its caller writes to the socket after it, or read from it before.
+    pub const BUFFERED_SEND: u8 = 24;
+    pub const BUFFERED_RECEIVE: u8 = 25;
 }
 
 pub mod flag {
@@ -168,7 +171,9 @@ pub mod constant {
     pub const SOCKET_INODE: usize = 49;
     /// The register that points at the stack.
     pub const STACK_POINTER: usize = 50;
-    pub const COUNT: usize = 51;
+    /// The register with the second word of a result.
+    pub const FUNCTION_RESULT_SECOND: usize = 51;
+    pub const COUNT: usize = 52;
 }
 
 /// Indices of the registers of Go's own calling convention in `pt_regs`, which the agent sets: arguments and results, then the one that points

@@ -18,6 +18,7 @@ mod kernel;
 mod life;
 mod maps;
 mod record;
+mod rust;
 mod sample;
 mod socket;
 mod thread;

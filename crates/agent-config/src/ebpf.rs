@@ -9,7 +9,7 @@ use super::Size;
 #[serde(default, deny_unknown_fields)]
 pub struct Ebpf {
     pub enabled: Enabled,
-    /// Plain text of TLS libraries (OpenSSL, BoringSSL, Go).
+    /// Plain text of TLS libraries (OpenSSL, BoringSSL, Go, rustls).
     pub tls: bool,
     /// Bytes of one transfer that are looked at.
     pub payload_max: Size,
