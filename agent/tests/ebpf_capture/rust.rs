@@ -54,8 +54,10 @@ async fn serve(certificate: &str, key: &str) {
     println!("port {}", listener.local_addr().unwrap().port());
     loop {
         let (stream, _) = listener.accept().await.unwrap();
-        let mut stream = server.accept(stream).await.unwrap();
+        let server = server.clone();
+        // Who shakes hands goes on with what came along, which is known by that.
         tokio::spawn(async move {
+            let mut stream = server.accept(stream).await.unwrap();
             let mut request = Vec::new();
             while head(&mut stream, &mut request).await {
                 answer(&mut stream).await;
