@@ -15,6 +15,7 @@ mod rivals;
 mod types;
 
 use std::borrow::Cow;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use aya::{
@@ -24,7 +25,7 @@ use aya::{
 };
 use bpf_abi::{counter, skips, verdict};
 
-pub use self::costs::{ProgramCost, program_costs};
+pub use self::costs::{ProgramCost, Verified, program_costs};
 
 use self::plain::PlainProbes;
 pub use self::rivals::{Rival, holder, loaded_program_ids};
@@ -38,7 +39,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/object/probes.o");
 /// Numbers in the kernel's value of a socket.
 const WISH_WORDS: usize = size_of::<bpf_abi::Wish>() / size_of::<u32>();
 /// Records taken in one go: bounds how long other work of the thread waits.
-const RECORDS_MAX: usize = 16_384;
+pub const RECORDS_MAX: usize = 16_384;
 
 /// What is to be looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,7 +126,7 @@ impl Step {
     fn lost(self) -> &'static str {
         match self {
             Self::SocketLayer => {
-                "the end of every system call of the host is looked at instead: about 0.1 us each; what goes through io_uring stays unseen"
+                "the end of every system call of the host is looked at instead: about 0.1 us each"
             }
             Self::CallEnd => "their beginning is looked at, too: about twice the cost",
             Self::CallBoth => ALL_LOST,
@@ -161,13 +162,17 @@ pub struct Capability {
     pub lost: &'static str,
 }
 
-/// Records that were lost in the kernel, and transfers whose bytes could not be seen, since the start.
+/// What was not seen since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Losses {
+    /// Records that found no room in the ring.
     pub dropped: u64,
+    /// Transfers whose bytes could not be seen.
     pub unseen: u64,
     /// Transfers of Unix sockets that are no streams: they are not looked at.
     pub unix_datagrams: u64,
+    /// What was handed to io_uring, where it is not told which of it are transfers.
+    pub submitted: u64,
 }
 
 /// Programs at work.
@@ -218,6 +223,9 @@ impl Probes {
             problem: problem.map(|error| error.to_string()),
             lost: "what programs of one host ask each other by Unix sockets stays unseen",
         });
+        let problem = (probes.step != Step::SocketLayer)
+            .then(|| "the socket tracepoints alone tell of them".to_owned());
+        report.push(Capability { name: IO_URING, problem, lost: IO_URING_LOST });
         probes.attach_threads(&btf.library, &mut report);
         let problems = match PlainProbes::load(&mut probes.ebpf, settings.tls) {
             Ok((plain, [go, tokio, rust])) => {
@@ -284,11 +292,13 @@ impl Probes {
         self.step
     }
 
-    /// Hands over the records that are there, up to a bound; gives their number.
-    pub fn poll(&mut self, each: &mut dyn FnMut(&[u8])) -> usize {
+    /// Hands over the records that are there, up to a bound and until `each` has enough; gives their number.
+    pub fn poll(&mut self, each: &mut dyn FnMut(&[u8]) -> ControlFlow<()>) -> usize {
         for taken in 0..RECORDS_MAX {
             let Some(record) = self.ring.next() else { return taken };
-            each(&record);
+            if each(&record).is_break() {
+                return taken + 1;
+            }
         }
         RECORDS_MAX
     }
@@ -355,7 +365,7 @@ impl Probes {
 
     /// Tries the ladder where no other agent's programs are in the kernel: two would see everything twice.
     pub fn open_alone(settings: &Settings) -> Result<(Option<Self>, Vec<Capability>), Rival> {
-        if let Some(rival) = rivals::find(&[], u32::MAX) {
+        if let Some(rival) = Rival::find() {
             return Err(rival);
         }
         let (probes, report) = Self::open(settings);
@@ -369,7 +379,12 @@ impl Probes {
 
     /// The kernel's numbers of the programs that are loaded.
     pub fn program_ids(&self) -> Vec<u32> {
-        self.ebpf.programs().filter_map(|(_, program)| Some(program.info().ok()?.id())).collect()
+        rivals::ids(&self.ebpf)
+    }
+
+    /// How much of each program the verifier looked at.
+    pub fn verified(&self) -> Vec<Verified> {
+        costs::verified(&self.ebpf)
     }
 
     pub fn losses(&self) -> Losses {
@@ -379,11 +394,14 @@ impl Probes {
             dropped: sum(counter::DROPPED),
             unseen: sum(counter::UNSEEN),
             unix_datagrams: sum(counter::UNIX_DATAGRAMS),
+            submitted: sum(counter::SUBMITTED),
         }
     }
 }
 
 const ALL_LOST: &str = "requests are seen in packets alone: no TLS, no threads, no links from a request to the requests it causes";
+const IO_URING: &str = "lengths of what goes through io_uring";
+const IO_URING_LOST: &str = "what goes through io_uring stays unseen at the end that uses it; what is handed to it is counted (io_uring_submissions)";
 const TLS: &str = "TLS libraries (uprobes)";
 const TLS_LOST: &str = "requests inside TLS stay unseen";
 const RUST: &str = "TLS of Rust programs that have symbols (uprobes on rustls)";

@@ -16,31 +16,6 @@ use metaflow_agent::probes::loaded_program_ids;
 use metaflow_agent::profile::Row;
 use watch::{Program, Sampled, Witness, compile};
 
-/// Two functions that compute, one twice as long as the other, and both much longer than the clock's ticks are apart.
-const BUSY: &str = r"
-volatile unsigned long sum;
-void turn(unsigned long times) { for (unsigned long i = 0; i < times; i++) sum += i * i; }
-void compute_much(void) { turn(20000000); }
-void compute_little(void) { turn(10000000); }
-int main(void) { for (;;) { compute_much(); compute_little(); } }
-";
-
-/// A thread that waits again and again, and one that does nothing else. The C library may be built without frame pointers, which hides
-/// the function that calls it, here `nap`.
-const IDLE: &str = r#"
-#include <pthread.h>
-#include <unistd.h>
-void nap(unsigned us) { usleep(us); }
-void wait_long(void) { nap(1000000000); }
-void *thread(void *argument) { for (;;) wait_long(); return argument; }
-void wait_shortly(void) { nap(5000); }
-int main(void) {
-    pthread_t other;
-    pthread_create(&other, 0, thread, 0);
-    for (;;) wait_shortly();
-}
-"#;
-
 fn micros(rows: &[Row], part: &str) -> u64 {
     rows.iter().filter(|row| row.folded.contains(part)).map(|row| row.value).sum()
 }
@@ -48,7 +23,7 @@ fn micros(rows: &[Row], part: &str) -> u64 {
 #[test]
 fn functions_of_a_busy_program_are_named_and_timed_as_root() {
     let folder = tempfile::tempdir().unwrap();
-    let program = compile(folder.path(), "busy", BUSY);
+    let program = compile(folder.path(), "busy");
     let mut sampled = Sampled::start(true, false);
     let busy = Program::start(&program);
     let rows = sampled.until(busy.id(), |rows| micros(rows, "main;compute_") > 1_500_000);
@@ -70,7 +45,7 @@ fn functions_of_a_busy_program_are_named_and_timed_as_root() {
 #[test]
 fn waits_are_timed_while_they_last_as_root() {
     let folder = tempfile::tempdir().unwrap();
-    let program = compile(folder.path(), "idle", IDLE);
+    let program = compile(folder.path(), "idle");
     let mut sampled = Sampled::start(false, true);
     let started = Instant::now();
     let idle = Program::start(&program);

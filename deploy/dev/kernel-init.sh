@@ -10,6 +10,8 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t tmpfs tmp /tmp
 mount -t tracefs tracing /sys/kernel/tracing
+mount -t cgroup2 cgroup /sys/fs/cgroup
+echo +memory >/sys/fs/cgroup/cgroup.subtree_control
 ip link set lo up
 echo "127.0.0.1 localhost" >/etc/hosts
 echo "root:x:0:0:root:/root:/bin/sh" >/etc/passwd
@@ -35,11 +37,12 @@ await() {
 has() { grep -qsF -- "$1" "$2"; }
 has_not() { ! has "$1" "$2"; }
 
+CONFIG=/etc/agent.toml
 # agent NAME OPTIONS...: with a folder of its own. No node answers: what is seen here stays here.
 agent() {
     local name=$1
     shift
-    exec metaflow-agent --config /etc/agent.toml --data-dir "/tmp/$name" --machine-id "$name" "$@" >"/tmp/$name.out" 2>"/tmp/$name.err"
+    exec metaflow-agent --config "$CONFIG" --data-dir "/tmp/$name" --machine-id "$name" "$@" >"/tmp/$name.out" 2>"/tmp/$name.err"
 }
 
 printf 'servers = ["127.0.0.1:9"]\n[ebpf]\nenabled = "required"\n[guard]\ndisk_free_min = "1 MiB"\n' >/etc/agent.toml
@@ -54,7 +57,11 @@ else
         has "eBPF, socket tracepoints (sock_send_length, sock_recv_length): no (this kernel has no tracepoint sock_send_length)" /tmp/capabilities
 fi
 check "requests are seen by the best step of this kernel" has "eBPF: requests are seen in processes, by $STEP" /tmp/capabilities
-for ability in "packet capture: yes" "TLS libraries (uprobes): yes" "ends of threads, new programs (sched_process_exit, sched_process_exec): yes"; do
+for ability in "packet capture: yes" "TLS libraries (uprobes): yes" "goroutines and TLS of Go (uprobes): yes" \
+    "ends of threads, new programs (sched_process_exit, sched_process_exec): yes" \
+    "functions that compute (perf_event: cpu-clock): yes" "functions that wait (sched_switch): yes" \
+    "lives of processes (sched_process_fork, sched_process_exec, sched_process_exit, signal_generate): yes" \
+    "lack of memory (mark_victim): yes" "slow calls on files (sys_enter, sys_exit): yes"; do
     check "$ability" has "$ability" /tmp/capabilities
 done
 
@@ -67,7 +74,13 @@ check "a second agent refuses" test $? = 1
 check "and names the first" has "another agent (process $first) looks into the processes of this host" /tmp/two.err
 metaflow-agent capabilities >/tmp/capabilities
 check "capabilities name it, too" has "another agent (process $first)" /tmp/capabilities
+sed 's/"required"/"auto"/' /etc/agent.toml >/etc/patient.toml
+(CONFIG=/etc/patient.toml agent patient) &
+patient=$!
+check "one that may keep to packets does so" await has "keeps to packets until that one ends" /tmp/patient.err
 kill -9 "$first"
+check "and takes over when the first one is killed" await has "eBPF: requests are seen in processes" /tmp/patient.err
+kill -9 "$patient"
 gone() { metaflow-agent capabilities >/tmp/capabilities && has_not "another agent" /tmp/capabilities; }
 check "of an agent that is killed nothing stays" await gone
 remains() { cat /proc/[0-9]*/fdinfo/* 2>/dev/null | grep -q '^prog_id:'; }
@@ -99,9 +112,12 @@ check "the agent ends in order" await has '"sessions":' /tmp/three.out
 check "all requests are seen at each point" python3 -c 'import json, sys; sys.exit(json.load(open("/tmp/three.out"))["sessions"] < 60)'
 
 echo "--- tests"
+export METAFLOW_TEST_PROGRAMS=/usr/bin
 # shellcheck disable=SC2046 # one word a filter
 ebpf-capture --test-threads=1 $(cat /etc/tests)
-check "the tests" test $? = 0
+check "the tests of requests" test $? = 0
+host-events --test-threads=1
+check "the tests of stacks, files and processes" test $? = 0
 
 if [ $FAILED = 0 ]; then echo "verdict: good"; else
     tail -n 20 /tmp/*.err

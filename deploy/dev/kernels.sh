@@ -7,12 +7,13 @@
 declare -A KERNEL_SUITES=([5.10]=bullseye [6.1]=bookworm [6.12]=trixie)
 # The one that is part of the tests: without the first step of the ladder, and widespread.
 KERNEL_OF_TESTS=6.1
-KERNEL_PACKAGES=(qemu-system-x86)
-# Boots take 4 s and the rest 30 s to 60 s on an idle core; the machine may be busy.
-KERNEL_PATIENCE=600
+# With what the programs that the tests look into are built from.
+KERNEL_PACKAGES=(qemu-system-x86 curl g++ golang-go golang-github-lib-pq-dev)
+# Boots take 4 s and the rest 40 s to 90 s on an idle core; the machine may be busy.
+KERNEL_PATIENCE=900
 KERNEL_CPUS=2
-# What of tests/ebpf_capture.rs runs there: what needs no more than Python.
-KERNEL_TESTS=(ladder:: programs:: left_out ipv6 a_killed_agent)
+# What of tests/ebpf_capture.rs runs there: what needs no more than Python, curl and programs that are built before.
+KERNEL_TESTS=(ladder:: programs:: left_out ipv6 a_killed_agent each_message requests_inside_tls unix::unix_sockets)
 
 # Why kernels cannot be tried on this machine; empty: they can.
 kernels_problem() {
@@ -78,41 +79,54 @@ setup_kernels() {
 # What is part of the tests.
 setup_test_kernel() { setup_kernels "$KERNEL_OF_TESTS" || true; }
 
-# kernel_add TREE FILE [PLACE]: a program or library with the libraries that it needs.
+# kernel_add TREE FILE [PLACE]: a program or library with the libraries that it needs, without what is for debuggers alone.
 kernel_add() {
     local tree=$1 file=$2 place=${3:-$2} library
     mkdir -p "$tree$(dirname "$place")"
-    cp -L "$file" "$tree$place" || return 1
+    strip --strip-debug -o "$tree$place" "$(readlink -f "$file")" || return 1
     ldd "$file" 2>/dev/null | grep -o '/[^ ]*' | while read -r library; do
         [ -e "$tree$library" ] || { mkdir -p "$tree$(dirname "$library")" && cp -L "$library" "$tree$library"; }
     done
 }
 
-# kernel_image BUSYBOX AGENT TESTS FILE: what the kernel finds as its first file system.
+# kernel_image BUSYBOX FILE: what the kernel finds as its first file system, made of KERNEL_*.
 kernel_image() {
     local tree library python
     tree=$(mktemp -d "$CACHE/kernels/image.XXXXXX")
-    mkdir -p "$tree"/{bin,dev,etc,proc,root,sys,tmp,usr/bin}
+    mkdir -p "$tree"/{bin,dev,etc,proc,root,sys,tmp,usr/bin,var/tmp}
     cp "$1" "$tree/bin/busybox"
     cp "$ROOT/deploy/dev/kernel-init.sh" "$tree/init"
     chmod 755 "$tree/init" "$tree/bin/busybox"
     printf '%s\n' "${KERNEL_TESTS[@]}" >"$tree/etc/tests"
-    kernel_add "$tree" "$2" /usr/bin/metaflow-agent || return 1
-    kernel_add "$tree" "$3" /usr/bin/ebpf-capture || return 1
+    kernel_add "$tree" "$KERNEL_AGENT" /usr/bin/metaflow-agent || return 1
+    kernel_add "$tree" "$KERNEL_CAPTURE_TESTS" /usr/bin/ebpf-capture || return 1
+    kernel_add "$tree" "$KERNEL_HOST_TESTS" /usr/bin/host-events || return 1
     kernel_add "$tree" "$(readlink -f /usr/bin/python3)" /usr/bin/python3 || return 1
+    kernel_add "$tree" /usr/bin/curl || return 1
+    kernel_peers "$tree/usr/bin" || return 1
     python=$(/usr/bin/python3 -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')
     mkdir -p "$tree$python"
     tar -C "$python" -c --exclude='./config-*' --exclude=./ensurepip --exclude=./lib2to3 --exclude=./pydoc_data --exclude=./test \
         --exclude=./idlelib --exclude=./distutils --exclude=./dist-packages --exclude=./site-packages . | tar -C "$tree$python" -x
     for library in "$python"/lib-dynload/*.so; do kernel_add "$tree" "$library"; done
-    (cd "$tree" && find . | "$1" cpio -o -H newc 2>/dev/null) >"$4"
+    (cd "$tree" && find . | "$1" cpio -o -H newc 2>/dev/null) >"$2"
     rm -rf "$tree"
+}
+
+# kernel_peers FOLDER: the programs that the tests look into, which they build themselves elsewhere.
+kernel_peers() {
+    local name
+    for name in busy idle; do
+        cc -O0 -fno-omit-frame-pointer -pthread -o "$1/$name" "$ROOT/agent/tests/host_events/$name.c" || return 1
+    done
+    GO111MODULE=off GOPATH=/usr/share/gocode GOFLAGS='' GOCACHE="$CACHE/kernels/go-build" \
+        go build -o "$1/shop" "$ROOT/agent/tests/ebpf_capture/go/shop.go"
 }
 
 # boot_kernel VERSION: the verdict is the last word on the console.
 boot_kernel() {
     local image=$CACHE/kernels/$1.cpio log=$CACHE/log/kernel-$1.log started=$SECONDS
-    kernel_image "$CACHE/kernels/$1/busybox" "$KERNEL_AGENT" "$KERNEL_TEST_PROGRAM" "$image" || fail "the image for Linux $1" "read the lines above"
+    kernel_image "$CACHE/kernels/$1/busybox" "$image" || fail "the image for Linux $1" "read the lines above"
     mkdir -p "$CACHE/log"
     timeout "$KERNEL_PATIENCE" qemu-system-x86_64 -accel tcg -cpu max,la57=off -smp "$KERNEL_CPUS" -m 1024 -display none -monitor none \
         -no-reboot -nic none -serial "file:$log" -kernel "$CACHE/kernels/$1/vmlinuz" -initrd "$image" -append "console=ttyS0 quiet panic=-1" \
@@ -123,17 +137,23 @@ boot_kernel() {
         tail -n 60 "$log" >&2
         fail "the agent in Linux $1" "read the lines above; the whole console is in $log"
     fi
-    say "Linux $1: $(grep -c '^ok: ' "$log") checks and $(sed -n 's/^test result: ok. \([0-9]* passed\).*/\1/p' "$log") in $((SECONDS - started)) s"
+    say "Linux $1: $(grep -c '^ok: ' "$log") checks and $(awk '/^test result: ok/ { passed += $4 } END { print passed }' "$log") tests in $((SECONDS - started)) s"
 }
 
-# The programs, built as `./dev test` builds them: sets KERNEL_AGENT and KERNEL_TEST_PROGRAM.
+# The programs, built as `./dev test` builds them: sets KERNEL_AGENT, KERNEL_CAPTURE_TESTS and KERNEL_HOST_TESTS.
 kernel_programs() {
     cd "$ROOT" || return 1
     KERNEL_AGENT=$CARGO_TARGET_DIR/release/metaflow-agent
     cargo build --release --locked --workspace --bins || return 1
-    KERNEL_TEST_PROGRAM=$(cargo test --release --locked --workspace --test ebpf_capture --no-run --message-format json |
-        sed -n 's/.*"name":"ebpf_capture".*"executable":"\([^"]*\)".*/\1/p' | tail -n1)
-    [ -x "$KERNEL_TEST_PROGRAM" ]
+    KERNEL_CAPTURE_TESTS=$(kernel_tests ebpf_capture)
+    KERNEL_HOST_TESTS=$(kernel_tests host_events)
+    [ -x "$KERNEL_CAPTURE_TESTS" ] && [ -x "$KERNEL_HOST_TESTS" ]
+}
+
+# kernel_tests NAME: where the tests of that name are.
+kernel_tests() {
+    cargo test --release --locked --workspace --test "$1" --no-run --message-format json |
+        sed -n "s/.*\"name\":\"$1\".*\"executable\":\"\([^\"]*\)\".*/\1/p" | tail -n1
 }
 
 verb_kernels() {

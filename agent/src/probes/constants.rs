@@ -40,6 +40,9 @@ const ARCHITECTURE: Architecture = Architecture {
     calls: [63, 64, 65, 66, 206, 207, 211, 212, 269, 243, 71],
 };
 
+/// The same number on all architectures.
+const IO_URING_ENTER: u32 = 426;
+
 /// What the programs are told about Go: RAX, RBX, RCX, RDI, RSI, R8; R14.
 #[cfg(target_arch = "x86_64")]
 const GO_REGISTERS: [u32; go_register::COOKIES] = [80, 40, 88, 112, 104, 72, 8];
@@ -49,17 +52,19 @@ const GO_REGISTERS: [u32; go_register::COOKIES] = [80, 40, 88, 112, 104, 72, 8];
 const GO_REGISTERS: [u32; go_register::COOKIES] = [0, 8, 16, 24, 32, 40, 224];
 
 /// The fields that the programs read at once, and where they expect them.
-const COMMON: [(&str, u32); 6] = [
-    ("__sk_common.skc_daddr", 0),
-    ("__sk_common.skc_rcv_saddr", 4),
-    ("__sk_common.skc_dport", 12),
-    ("__sk_common.skc_num", 14),
-    ("__sk_common.skc_family", 16),
-    ("__sk_common.skc_state", 18),
+const COMMON: [(&str, &str, u32); 8] = [
+    ("sock", "__sk_common.skc_daddr", 0),
+    ("sock", "__sk_common.skc_rcv_saddr", 4),
+    ("sock", "__sk_common.skc_dport", 12),
+    ("sock", "__sk_common.skc_num", 14),
+    ("sock", "__sk_common.skc_family", 16),
+    ("sock", "__sk_common.skc_state", 18),
+    ("fdtable", "max_fds", 0),
+    ("fdtable", "fd", 8),
 ];
 
 /// Where each constant comes from.
-const FIELDS: [(usize, &str, &str); 14] = [
+const FIELDS: [(usize, &str, &str); 13] = [
     (constant::SOCK_V6_ADDRESSES, "sock", "__sk_common.skc_v6_daddr"),
     (constant::SOCK_PROTOCOL, "sock", "sk_protocol"),
     (constant::TCP_WRITE_SEQ, "tcp_sock", "write_seq"),
@@ -67,13 +72,12 @@ const FIELDS: [(usize, &str, &str); 14] = [
     (constant::TCP_RCV_NXT, "tcp_sock", "rcv_nxt"),
     (constant::TASK_FILES, "task_struct", "files"),
     (constant::FILES_FDT, "files_struct", "fdt"),
-    (constant::FDT_MAX, "fdtable", "max_fds"),
-    (constant::FDT_FD, "fdtable", "fd"),
     (constant::FILE_INODE, "file", "f_inode"),
     (constant::FILE_PRIVATE, "file", "private_data"),
     (constant::INODE_MODE, "inode", "i_mode"),
     (constant::SOCKET_SK, "socket", "sk"),
     (constant::SOCK_SOCKET, "sock", "sk_socket"),
+    (constant::SOCKET_FILE, "socket", "file"),
 ];
 
 /// Of Unix sockets, which a kernel may lack.
@@ -106,10 +110,10 @@ pub(super) fn constants(
     own_pid: u32,
     by_address: bool,
 ) -> Result<[u32; constant::COUNT], Error> {
-    for (field, expected) in COMMON {
-        if types.offset("sock", field)? != expected {
+    for (structure, field, expected) in COMMON {
+        if types.offset(structure, field)? != expected {
             return Err(Error::Form(
-                "the first fields of a socket are not where they were in all kernels so far",
+                "the first fields of a socket, or of a table of descriptors, are not where they were in all kernels so far",
             ));
         }
     }
@@ -140,6 +144,7 @@ pub(super) fn constants(
     all[constant::STACK_POINTER] = stack_pointer;
     all[constant::FUNCTION_RESULT_SECOND] = function_result_second;
     all[constant::NR_READ..][..calls.len()].copy_from_slice(&calls);
+    all[constant::NR_IO_URING_ENTER] = IO_URING_ENTER;
     // The programs mask lengths, so the last byte of the room stays empty.
     all[constant::PAYLOAD_MAX] = settings.payload_max.min(LARGE as u32 - 1);
     all[constant::OWN_PID] = own_pid;

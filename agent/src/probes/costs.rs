@@ -1,6 +1,24 @@
-//! What the programs in the kernel cost, where the kernel counts it (`kernel.bpf_stats_enabled`).
+//! What the programs in the kernel cost: its verifier, which gives up on one that takes it too long, and whoever runs them, where the kernel
+//! counts that (`kernel.bpf_stats_enabled`).
 
+use aya::Ebpf;
 use aya::programs::loaded_programs;
+
+/// A program's instructions, each as often as the verifier looked at it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Verified {
+    pub program: String,
+    pub instructions: u32,
+}
+
+/// Of programs that are loaded; none before Linux 5.16, which does not tell.
+pub(super) fn verified(ebpf: &Ebpf) -> Vec<Verified> {
+    let of = |(name, program): (&str, &aya::programs::Program)| {
+        let instructions = program.info().ok()?.verified_instruction_count()?;
+        Some(Verified { program: name.to_owned(), instructions })
+    };
+    ebpf.programs().filter_map(of).collect()
+}
 
 /// Runs of all programs of one name.
 #[derive(Debug, Clone, PartialEq, Eq)]

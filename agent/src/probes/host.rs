@@ -7,7 +7,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     maps::{Array, HashMap, MapData, PerCpuArray, RingBuf},
     programs::{
-        PerfEvent, loaded_programs,
+        PerfEvent,
         perf_event::{PerfEventConfig, PerfEventScope, SamplePolicy, SoftwareEvent},
     },
     util::online_cpus,
@@ -20,7 +20,8 @@ use bpf_abi::{
 use super::constants;
 use super::types::{Error, Types};
 use super::{
-    Capability, KernelTypes, OBJECT, Settings, Verdict, explain, find, kernel_types, trace_btf, trace_raw,
+    Capability, KernelTypes, OBJECT, Settings, Verdict, Verified, costs, explain, find, kernel_types, rivals,
+    trace_btf, trace_raw,
 };
 
 /// Name of a program that whoever samples stacks has loaded; and of one for lives of processes.
@@ -210,7 +211,12 @@ impl HostProbes {
 
     /// The kernel's numbers of the programs that are loaded.
     pub fn program_ids(&self) -> Vec<u32> {
-        self.ebpf.programs().filter_map(|(_, program)| Some(program.info().ok()?.id())).collect()
+        rivals::ids(&self.ebpf)
+    }
+
+    /// How much of each program the verifier looked at.
+    pub fn verified(&self) -> Vec<Verified> {
+        costs::verified(&self.ebpf)
     }
 }
 
@@ -240,11 +246,11 @@ fn attach_all<const PARTS: usize>(
     (loaded.ok().filter(|_| works).map(|(probes, _)| probes), report)
 }
 
-/// Whether another agent samples stacks, or tells of processes, on this host.
-pub fn is_in_use() -> bool {
-    loaded_programs()
-        .filter_map(Result::ok)
-        .any(|program| matches!(program.name_as_str(), Some(PROFILER | WITNESS)))
+/// Whether another agent samples stacks, or tells of processes, on this host. For one that has programs itself: an agent whose have smaller numbers,
+/// so that of two that begin in the same moment one stays.
+pub fn is_in_use(own: &[u32]) -> bool {
+    let first = own.iter().min().copied().unwrap_or(u32::MAX);
+    rivals::programs_of(&[PROFILER, WITNESS], own, first).next().is_some()
 }
 
 /// Numbers of pread64, pwrite64, preadv, pwritev, preadv2, pwritev2, fsync, fdatasync.

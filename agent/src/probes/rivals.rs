@@ -3,7 +3,8 @@
 use std::fmt;
 use std::fs;
 
-use aya::programs::loaded_programs;
+use aya::Ebpf;
+use aya::programs::{ProgramInfo, loaded_programs};
 
 /// How the names of programs begin that an agent loads in any case.
 const MARK: &str = "set_state";
@@ -31,15 +32,31 @@ impl Rival {
     pub fn find() -> Option<Self> {
         find(&[], u32::MAX)
     }
+
+    /// Whether there is one, without looking for its process, which takes much longer.
+    pub fn is_there() -> bool {
+        programs_of(&[MARK], &[], u32::MAX).next().is_some()
+    }
 }
 
 /// The same, for one that has programs itself: others with smaller numbers than `before`.
 pub(super) fn find(own: &[u32], before: u32) -> Option<Rival> {
-    let theirs = loaded_programs().filter_map(Result::ok).find(|program| {
-        let is_agent = program.name_as_str().is_some_and(|name| name.starts_with(MARK));
-        is_agent && program.id() < before && !own.contains(&program.id())
-    })?;
+    let theirs = programs_of(&[MARK], own, before).next()?;
     Some(Rival { pid: holder(theirs.id()) })
+}
+
+/// Programs that an agent loaded, by how their names begin: with smaller numbers than `before`, and none of `own`.
+pub(super) fn programs_of(marks: &[&str], own: &[u32], before: u32) -> impl Iterator<Item = ProgramInfo> {
+    loaded_programs().filter_map(Result::ok).filter(move |program| {
+        let is_agents =
+            program.name_as_str().is_some_and(|name| marks.iter().any(|mark| name.starts_with(mark)));
+        is_agents && program.id() < before && !own.contains(&program.id())
+    })
+}
+
+/// The kernel's numbers of the programs that are loaded.
+pub(super) fn ids(ebpf: &Ebpf) -> Vec<u32> {
+    ebpf.programs().filter_map(|(_, program)| Some(program.info().ok()?.id())).collect()
 }
 
 /// Numbers of all programs in the kernel, whoever loaded them.

@@ -47,7 +47,7 @@ const OWN: [&str; 2] = ["metaflow", "metaflow-agent"];
 
 /// Whether no other agent watches this host.
 pub(super) fn is_free() -> bool {
-    !probes::is_in_use()
+    !probes::is_in_use(&[])
 }
 
 pub(super) fn spawn(
@@ -180,13 +180,30 @@ impl Thread {
         if !incidents {
             self.incidents = None;
         }
+        let mut has_begun = false;
         if stacks && self.stacks.is_none() && !self.no_stacks {
             self.stacks = open_stacks(&self.config.profile);
             self.no_stacks = self.stacks.is_none();
+            has_begun = true;
         }
         if incidents && self.incidents.is_none() && !self.no_incidents {
             self.incidents = open_incidents(&self.config.events);
             self.no_incidents = self.incidents.is_none();
+            has_begun = true;
+        }
+        if has_begun {
+            self.give_way();
+        }
+    }
+
+    /// Of two agents that begin in the same moment one goes on.
+    fn give_way(&mut self) {
+        let stacks = self.stacks.iter().flat_map(|stacks| stacks.probes.program_ids());
+        let incidents = self.incidents.iter().flat_map(|watched| watched.probes.program_ids());
+        let own: Vec<u32> = stacks.chain(incidents).collect();
+        if !own.is_empty() && probes::is_in_use(&own) {
+            tracing::warn!("another agent watches this host");
+            (self.stacks, self.incidents, self.is_free) = (None, None, false);
         }
     }
 
@@ -219,8 +236,9 @@ impl Thread {
         Metrics::add(&metrics.events, taken as u64);
     }
 
-    /// Once a second: what was lost, who is looked at, how many waits are told.
+    /// Once a second: what was lost, who is looked at, how many waits are told, whether another agent has gone.
     fn look(&mut self) {
+        self.is_free = self.is_free || is_free();
         let facts = Arc::clone(&self.facts.borrow());
         let Self { stacks, incidents, metrics, config, .. } = self;
         if let Some(stacks) = stacks {

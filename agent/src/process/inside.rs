@@ -4,6 +4,7 @@
 //! programs are not in the kernel at all.
 
 use std::{
+    ops::ControlFlow,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -28,7 +29,7 @@ use crate::{
     guard::{Level, Shedding},
     metrics::{Metrics, reason},
     pipeline::{PIECE_ROWS, Piece},
-    probes::{Capability, Losses, Probes, Settings, Verdict},
+    probes::{Capability, Losses, Probes, RECORDS_MAX, Rival, Settings, Verdict},
     sockets::{self, Sockets},
 };
 
@@ -41,7 +42,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Programs in the kernel, before their thread begins.
 pub(super) struct Inside {
-    probes: Probes,
+    /// None while another agent is there.
+    probes: Option<Probes>,
     settings: Settings,
     config: Ebpf,
     session: crate::session::Config,
@@ -55,31 +57,30 @@ impl Inside {
             return Ok(None);
         }
         let settings = Settings::new(&config.ebpf, config.excluded_ports());
-        let (probes, report) = match Probes::open_alone(&settings) {
-            Ok(opened) => opened,
+        let probes = match Probes::open_alone(&settings) {
+            Ok((probes, report)) => {
+                tell(probes.as_ref(), report);
+                anyhow::ensure!(
+                    probes.is_some() || !required,
+                    "eBPF cannot be used here (see `metaflow-agent capabilities`)"
+                );
+                if probes.is_none() {
+                    return Ok(None);
+                }
+                probes
+            }
             Err(rival) => {
                 anyhow::ensure!(
                     !required,
                     "{rival}: stop it first, or let this one keep to packets (ebpf.enabled = \"auto\")"
                 );
-                tracing::warn!("{rival}: two would see everything twice, so this one keeps to packets");
-                return Ok(None);
+                tracing::warn!(
+                    "{rival}: two would see everything twice, so this one keeps to packets until that one ends"
+                );
+                None
             }
         };
-        let is_there = probes.is_some();
-        for Capability { name, problem, lost } in report {
-            if let Some(problem) = problem {
-                tracing::warn!(problem, lost, "eBPF: no {name}");
-            }
-        }
-        anyhow::ensure!(
-            is_there || !required,
-            "eBPF cannot be used here (see `metaflow-agent capabilities`)"
-        );
-        Ok(probes.map(|probes| {
-            tracing::info!(step = probes.step().name(), "eBPF: requests are seen in processes");
-            Self { probes, settings, config: config.ebpf.clone(), session: config.session.clone() }
-        }))
+        Ok(Some(Self { probes, settings, config: config.ebpf.clone(), session: config.session.clone() }))
     }
 
     pub(super) fn spawn(
@@ -97,7 +98,7 @@ impl Inside {
             trace_base: std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), clock::now()),
         });
         let thread = Thread {
-            probes: Some(probes),
+            probes,
             settings,
             config,
             session,
@@ -125,7 +126,7 @@ impl Inside {
 }
 
 struct Thread {
-    /// None while the guard says stop.
+    /// None while the guard says stop, and while another agent is there.
     probes: Option<Probes>,
     settings: Settings,
     config: Ebpf,
@@ -216,22 +217,51 @@ impl Thread {
         self.looked = None;
     }
 
-    /// Puts the programs into the kernel (again).
+    /// Puts the programs into the kernel (again), where no other agent has its own.
     fn put_in(&mut self) {
-        self.probes = Probes::open_alone(&self.settings).ok().and_then(|(probes, _)| probes);
+        if Rival::is_there() {
+            return;
+        }
         self.counted = Losses::default();
         self.verdicts.clear();
+        match Probes::open_alone(&self.settings) {
+            Ok((probes, report)) => {
+                tell(probes.as_ref(), report);
+                self.probes = probes;
+            }
+            Err(rival) => tracing::debug!("{rival}"),
+        }
     }
 
+    /// Reads what is there. A record may complete many requests (pipelines): they are handed over piece by piece, so that what waits is
+    /// bounded.
     fn read(&mut self) {
-        let Self { probes: Some(probes), sockets, output, metrics, .. } = self else { return };
+        let mut records = 0;
+        loop {
+            let taken = self.read_piece();
+            let is_piece = self.output.calls.len() >= PIECE_ROWS;
+            if is_piece {
+                self.hand_over();
+            }
+            records += taken;
+            if !is_piece || records >= RECORDS_MAX {
+                return;
+            }
+        }
+    }
+
+    fn read_piece(&mut self) -> usize {
+        let Self { probes: Some(probes), sockets, output, metrics, .. } = self else { return 0 };
         let now_ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let mut began = Vec::new();
-        let taken = probes.poll(&mut |record| match events::read(record) {
-            Ok(Event::Exec { task }) => began.push(task.pid),
-            Ok(event) => sockets.event(&event, &mut output.calls),
-            // The packet path sees what a record cannot tell.
-            Err(error) => tracing::trace!(%error, "a record is no event"),
+        let taken = probes.poll(&mut |record| {
+            match events::read(record) {
+                Ok(Event::Exec { task }) => began.push(task.pid),
+                Ok(event) => sockets.event(&event, &mut output.calls),
+                // The packet path sees what a record cannot tell.
+                Err(error) => tracing::trace!(%error, "a record is no event"),
+            }
+            if output.calls.len() < PIECE_ROWS { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         });
         Metrics::add(&metrics.events, taken as u64);
         sockets.tick(clock::monotonic_ns(), &mut output.calls);
@@ -246,9 +276,7 @@ impl Thread {
             }
         }
         probes.search_libraries(now_ms);
-        if self.output.calls.len() >= PIECE_ROWS {
-            self.hand_over();
-        }
+        taken
     }
 
     fn look(&mut self) {
@@ -260,9 +288,10 @@ impl Thread {
         self.judge_processes(&facts);
         let Some(probes) = &self.probes else { return };
         let losses = probes.losses();
-        let Losses { dropped, unseen, unix_datagrams } = self.counted;
+        let Losses { dropped, unseen, unix_datagrams, submitted } = self.counted;
         self.metrics.lose(reason::EVENT_DROPS, losses.dropped.saturating_sub(dropped));
         self.metrics.lose(reason::UNSEEN_TRANSFERS, losses.unseen.saturating_sub(unseen));
+        self.metrics.lose(reason::IO_URING_SUBMISSIONS, losses.submitted.saturating_sub(submitted));
         let datagrams = losses.unix_datagrams.saturating_sub(unix_datagrams);
         Metrics::add(&self.metrics.unix_datagrams, datagrams);
         self.counted = losses;
@@ -311,5 +340,17 @@ impl Thread {
             Err(TrySendError::Full(_)) => self.metrics.lose(reason::EMIT_BACKLOG, calls as u64),
             Err(TrySendError::Disconnected(_)) => self.is_closed = true,
         }
+    }
+}
+
+/// Says how each ability went that is not there, and by which way requests are seen.
+fn tell(probes: Option<&Probes>, report: Vec<Capability>) {
+    for Capability { name, problem, lost } in report {
+        if let Some(problem) = problem {
+            tracing::warn!(problem, lost, "eBPF: no {name}");
+        }
+    }
+    if let Some(probes) = probes {
+        tracing::info!(step = probes.step().name(), "eBPF: requests are seen in processes");
     }
 }

@@ -12,9 +12,15 @@ use metaflow_schema::enums::{L7Protocol, ObservationPoint};
 use super::tls::certificate;
 use super::watch::{Served, Watch, free_port};
 
+/// Where programs lie that were built before: in a system without Go.
+const PROGRAMS: &str = "METAFLOW_TEST_PROGRAMS";
+
 /// Builds a test program by the system's Go, whose packages of libraries lie where Debian puts them.
 pub(crate) fn build(name: &str, flags: &[&str]) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
+    if let Some(programs) = std::env::var_os(PROGRAMS) {
+        return (folder, Path::new(&programs).join(name));
+    }
     let program = folder.path().join(name);
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/ebpf_capture/go/{name}.go"));
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-build");

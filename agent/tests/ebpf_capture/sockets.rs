@@ -7,7 +7,7 @@ use metaflow_agent::sockets::Call;
 use metaflow_schema::enums::{L7Protocol, L7Type, ObservationPoint};
 
 use super::PAIR;
-use super::watch::{Served, Watch};
+use super::watch::{Served, Watch, steps};
 
 const BOTH: [ObservationPoint; 2] = [ObservationPoint::ClientProcess, ObservationPoint::ServerProcess];
 
@@ -242,19 +242,23 @@ server.connect(client.getsockname())
 rest = b"\x00\x00\x01" + bytes(6) + b"\x01a\x04test\x00\x00\x01\x00\x01"
 for round in range(5):
     ids = [(round * 3 + number).to_bytes(2, "big") for number in range(3)]
-    send(client, [id + b"\x01" + rest for id in ids])
-    receive(server, 3)
-    send(server, [id + b"\x81" + rest for id in ids])
-    receive(client, 3)
+    for sender, receiver, flags in ((client, server, b"\x01"), (server, client, b"\x81")):
+        texts = [id + flags + rest for id in ids]
+        # An empty one counts among the messages of its call.
+        texts.insert(round % 3, b"")
+        send(sender, texts)
+        receive(receiver, 4)
 print(server.getsockname()[1])
 "#;
 
 #[test]
 fn each_message_of_a_call_is_seen_as_root() {
-    let mut watch = Watch::start(Settings::default());
-    let port: u16 = watch.python(SEVERAL, &[]).trim().parse().unwrap();
-    let seen = |watch: &Watch| BOTH.map(|point| whole(&watch.calls_to(port), point).len());
-    watch.until(|watch| seen(watch) == [15, 15]);
+    for first_step in steps() {
+        let mut watch = Watch::start(Settings { first_step, ..Settings::default() });
+        let port: u16 = watch.python(SEVERAL, &[]).trim().parse().unwrap();
+        let seen = |watch: &Watch| BOTH.map(|point| whole(&watch.calls_to(port), point).len());
+        watch.until(|watch| seen(watch) == [15, 15]);
+    }
 }
 
 /// Requests that are sent by io_uring, and read and answered by plain calls.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use metaflow_agent::clock;
 use metaflow_agent::events;
-use metaflow_agent::probes::{Losses, Probes, Settings, Step, Verdict};
+use metaflow_agent::probes::{Losses, Probes, Settings, Step, Verdict, Verified};
 use metaflow_agent::sockets::{Call, Config, Judgement, Sockets};
 
 /// The machine is shared: patience costs nothing where all goes well.
@@ -20,6 +21,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) fn has_socket_tracepoints() -> bool {
     let types = std::fs::read("/sys/kernel/btf/vmlinux").unwrap();
     memchr::memmem::find(&types, b"\0btf_trace_sock_send_length\0").is_some()
+}
+
+/// The steps that this kernel has.
+pub(crate) fn steps() -> impl Iterator<Item = Step> {
+    Step::ALL.into_iter().filter(|step| *step != Step::SocketLayer || has_socket_tracepoints())
 }
 
 pub(crate) struct Watch {
@@ -77,6 +83,7 @@ impl Watch {
                 }
                 sockets.event(&event, calls);
             }
+            ControlFlow::Continue(())
         });
         let now_ms = self.started.elapsed().as_millis() as u64;
         for pid in began {
@@ -155,6 +162,10 @@ impl Watch {
 
     pub(crate) fn program_ids(&self) -> Vec<u32> {
         self.probes.program_ids()
+    }
+
+    pub(crate) fn verified(&self) -> Vec<Verified> {
+        self.probes.verified()
     }
 
     /// A process that is looked at where only listed ones are.

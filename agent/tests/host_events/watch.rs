@@ -118,12 +118,18 @@ impl Drop for Program {
     }
 }
 
-/// Compiles a C program into a folder, with frame pointers and as little cleverness as keeps functions apart.
-pub(crate) fn compile(folder: &Path, name: &str, source: &str) -> PathBuf {
-    let (file, program) = (folder.join(format!("{name}.c")), folder.join(name));
-    std::fs::write(&file, source).unwrap();
+/// Where programs lie that were compiled before: in a system without a compiler.
+const PROGRAMS: &str = "METAFLOW_TEST_PROGRAMS";
+
+/// Compiles a C program of this folder into another one, with frame pointers and as little cleverness as keeps functions apart.
+pub(crate) fn compile(folder: &Path, name: &str) -> PathBuf {
+    if let Some(programs) = std::env::var_os(PROGRAMS) {
+        return Path::new(&programs).join(name);
+    }
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/host_events/{name}.c"));
+    let program = folder.join(name);
     let done =
-        Command::new("cc").args(["-O0", "-fno-omit-frame-pointer", "-o"]).arg(&program).arg(&file).status();
+        Command::new("cc").args(["-O0", "-fno-omit-frame-pointer", "-o"]).arg(&program).arg(&source).status();
     assert!(done.unwrap().success());
     program
 }

@@ -95,8 +95,8 @@ pub mod flag {
     pub const NO_PAYLOAD: u8 = 8;
 }
 
-/// Room for payload of the sizes of records; one byte less than that is used (the bound is a mask). The least holds what most requests
-/// and answers of services are, so that a burst of them finds room.
+/// Room for payload; one byte less than that is used (the bound is a mask). Records of transfers are as long as what they hold, others have one of these
+/// sizes.
 pub const TINY: usize = 256;
 pub const SMALL: usize = 512;
 pub const LARGE: usize = 2_048;
@@ -109,7 +109,6 @@ pub struct Record<const ROOM: usize> {
     pub payload: [u8; ROOM],
 }
 
-const _: () = assert!(size_of::<Record<TINY>>() == size_of::<Header>() + TINY);
 const _: () = assert!(size_of::<Record<SMALL>>() == size_of::<Header>() + SMALL);
 const _: () = assert!(size_of::<Record<LARGE>>() == size_of::<Header>() + LARGE);
 
@@ -124,41 +123,41 @@ pub mod constant {
     /// From a task and a descriptor to a socket.
     pub const TASK_FILES: usize = 5;
     pub const FILES_FDT: usize = 6;
-    pub const FDT_MAX: usize = 7;
-    pub const FDT_FD: usize = 8;
-    pub const FILE_INODE: usize = 9;
-    pub const FILE_PRIVATE: usize = 10;
-    pub const INODE_MODE: usize = 11;
-    pub const SOCKET_SK: usize = 12;
+    pub const FILE_INODE: usize = 7;
+    pub const FILE_PRIVATE: usize = 8;
+    pub const INODE_MODE: usize = 9;
+    pub const SOCKET_SK: usize = 10;
     /// Registers in `pt_regs`: arguments of a system call (the first as saved at its entry), its number, then arguments and
     /// result of a function.
-    pub const CALL_ARGUMENTS: usize = 13;
-    pub const CALL_NUMBER: usize = 19;
-    pub const FUNCTION_ARGUMENTS: usize = 20;
-    pub const FUNCTION_RESULT: usize = 24;
-    pub const NR_READ: usize = 25;
-    pub const NR_WRITE: usize = 26;
-    pub const NR_READV: usize = 27;
-    pub const NR_WRITEV: usize = 28;
-    pub const NR_SENDTO: usize = 29;
-    pub const NR_RECVFROM: usize = 30;
-    pub const NR_SENDMSG: usize = 31;
-    pub const NR_RECVMSG: usize = 32;
-    pub const NR_SENDMMSG: usize = 33;
-    pub const NR_RECVMMSG: usize = 34;
-    pub const NR_SENDFILE: usize = 35;
+    pub const CALL_ARGUMENTS: usize = 11;
+    pub const CALL_NUMBER: usize = 17;
+    pub const FUNCTION_ARGUMENTS: usize = 18;
+    pub const FUNCTION_RESULT: usize = 22;
+    pub const NR_READ: usize = 23;
+    pub const NR_WRITE: usize = 24;
+    pub const NR_READV: usize = 25;
+    pub const NR_WRITEV: usize = 26;
+    pub const NR_SENDTO: usize = 27;
+    pub const NR_RECVFROM: usize = 28;
+    pub const NR_SENDMSG: usize = 29;
+    pub const NR_RECVMSG: usize = 30;
+    pub const NR_SENDMMSG: usize = 31;
+    pub const NR_RECVMMSG: usize = 32;
+    pub const NR_SENDFILE: usize = 33;
     /// Payload beyond this is left in the kernel.
-    pub const PAYLOAD_MAX: usize = 36;
+    pub const PAYLOAD_MAX: usize = 34;
     /// The agent's own process.
-    pub const OWN_PID: usize = 37;
+    pub const OWN_PID: usize = 35;
     /// Whether only listed processes are looked at.
-    pub const ONLY_LISTED: usize = 38;
+    pub const ONLY_LISTED: usize = 36;
     /// Whether sockets go by their address instead of their cookie.
-    pub const BY_ADDRESS: usize = 39;
+    pub const BY_ADDRESS: usize = 37;
     /// Whether only included ports are looked at.
-    pub const ONLY_PORTS: usize = 40;
-    /// The `struct socket` of a `struct sock`.
-    pub const SOCK_SOCKET: usize = 41;
+    pub const ONLY_PORTS: usize = 38;
+    /// The `struct socket` of a `struct sock`, and its file.
+    pub const SOCK_SOCKET: usize = 39;
+    pub const SOCKET_FILE: usize = 40;
+    pub const NR_IO_URING_ENTER: usize = 41;
     /// Of Unix sockets; the first is 0 where they cannot be looked at.
     pub const UNIX_PEER: usize = 42;
     pub const UNIX_ADDRESS: usize = 43;
@@ -234,7 +233,9 @@ pub mod counter {
     pub const UNSEEN: u32 = 1;
     /// Transfers of Unix sockets that are no streams.
     pub const UNIX_DATAGRAMS: u32 = 2;
-    pub const COUNT: u32 = 3;
+    /// What was handed to io_uring where it is not told which of it are transfers.
+    pub const SUBMITTED: u32 = 3;
+    pub const COUNT: u32 = 4;
 }
 
 /// Words of the bit set of excluded ports.

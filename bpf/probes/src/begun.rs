@@ -6,6 +6,8 @@ use aya_ebpf::macros::raw_tracepoint;
 use aya_ebpf::programs::RawTracePointContext;
 
 use crate::call::{self, Buffers};
+use crate::descriptor;
+use crate::kernel::Probed;
 use crate::maps::CALLS;
 use crate::record::Task;
 use crate::socket::{self, Socket};
@@ -36,7 +38,7 @@ pub(crate) fn call_begins(ctx: RawTracePointContext) -> i32 {
 #[inline(always)]
 fn begin(registers: *const u8, number: u32, kind: u8) {
     let Some(task) = Task::of_interest() else { return };
-    let sk = match transfer::socket_of(call::argument(registers, 0) as u32) {
+    let sk = match descriptor::socket(call::argument::<Probed>(registers, 0) as u32) {
         Some(sk) if !transfer::is_passed_over(registers, number) => sk,
         _ => core::ptr::null(),
     };
@@ -51,8 +53,12 @@ fn begin(registers: *const u8, number: u32, kind: u8) {
     let is_of_several = transfer::is_of_several(number);
     let call = Call {
         sk: sk as u64,
-        buffers: if is_of_several { Buffers::NONE } else { call::buffers(registers, number, task.thread, Some(0)) },
-        messages: if is_of_several { call::argument(registers, 1) } else { 0 },
+        buffers: if is_of_several {
+            Buffers::NONE
+        } else {
+            call::buffers::<Probed>(registers, number, task.thread, Some(0))
+        },
+        messages: if is_of_several { call::argument::<Probed>(registers, 1) } else { 0 },
         number,
         sequence: socket::next_sequence(sk, kind),
     };
@@ -66,9 +72,11 @@ fn begin(registers: *const u8, number: u32, kind: u8) {
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn call_ends(ctx: RawTracePointContext) -> i32 {
     let registers: *const u8 = ctx.arg(0);
-    let number = call::number(registers);
+    let number = call::number::<Probed>(registers);
     if let Some(kind) = transfer::kind_of(number) {
         end(registers, number, kind, ctx.arg(1));
+    } else {
+        transfer::submitted(number, ctx.arg(1));
     }
     0
 }
@@ -86,11 +94,13 @@ fn end(registers: *const u8, number: u32, kind: u8, result: i64) {
     if call.sk == 0 || call.number != number || result <= 0 {
         return;
     }
-    let Some(socket) = Socket::read(call.sk as *const u8) else { return };
+    let Some(socket) = Socket::read::<Probed>(call.sk as *const u8) else { return };
     let begun = Begun { is_known: true, sequence: call.sequence };
-    let transfer = Transfer { kind, key: call.sk, length: result as u32, has_name: true, begun, registers };
+    let Some(wish) = transfer::wish(&socket, call.sk, task) else { return };
+    let length = result as u32;
+    let transfer = Transfer { kind, key: call.sk, wish, length, has_name: true, begun, registers };
     if call.messages == 0 {
-        transfer.submit(&socket, task, call.buffers);
+        transfer.submit::<Probed>(&socket, task, call.buffers);
     } else {
         transfer.submit_messages(&socket, task, call.messages);
     }

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
 use bpf_abi::constant;
 
-use crate::kernel::{read, read_user};
+use crate::kernel::{Memory, read_user};
 use crate::maps::{MESSAGES, constant};
 
 /// Where the bytes of a transfer are.
@@ -53,33 +53,33 @@ pub(crate) fn current_registers() -> *const u8 {
 }
 
 #[inline(always)]
-pub(crate) fn number(registers: *const u8) -> u32 {
-    read::<u64>(registers, constant(constant::CALL_NUMBER)).map_or(u32::MAX, |number| number as u32)
+pub(crate) fn number<M: Memory>(registers: *const u8) -> u32 {
+    M::read::<u64>(registers, constant(constant::CALL_NUMBER)).map_or(u32::MAX, |number| number as u32)
 }
 
 #[inline(always)]
-pub(crate) fn argument(registers: *const u8, index: usize) -> u64 {
-    read(registers, constant(constant::CALL_ARGUMENTS + index)).unwrap_or(0)
+pub(crate) fn argument<M: Memory>(registers: *const u8, index: usize) -> u64 {
+    M::read(registers, constant(constant::CALL_ARGUMENTS + index)).unwrap_or(0)
 }
 
 /// The buffers of a call; none for calls without (sendfile, io_uring). `at` is the number of the message where a call has several;
 /// without it they are counted.
 #[inline(always)]
-pub(crate) fn buffers(registers: *const u8, number: u32, thread: u32, at: Option<u32>) -> Buffers {
+pub(crate) fn buffers<M: Memory>(registers: *const u8, number: u32, thread: u32, at: Option<u32>) -> Buffers {
     let is = |index: usize| number == constant(index);
-    let second = argument(registers, 1);
+    let second = argument::<M>(registers, 1);
     if is(constant::NR_READ) || is(constant::NR_WRITE) {
         Buffers { buffer: second, ..Buffers::NONE }
     } else if is(constant::NR_SENDTO) || is(constant::NR_RECVFROM) {
-        Buffers { buffer: second, name: argument(registers, 4), ..Buffers::NONE }
+        Buffers { buffer: second, name: argument::<M>(registers, 4), ..Buffers::NONE }
     } else if is(constant::NR_READV) || is(constant::NR_WRITEV) {
-        Buffers { vectors: second, count: argument(registers, 2), ..Buffers::NONE }
+        Buffers { vectors: second, count: argument::<M>(registers, 2), ..Buffers::NONE }
     } else if is(constant::NR_SENDMSG) || is(constant::NR_RECVMSG) {
         message(second)
     } else if is(constant::NR_SENDMMSG) || is(constant::NR_RECVMMSG) {
         let at = match at {
             Some(at) => at,
-            None => next_message(thread, argument(registers, 2)),
+            None => next_message(thread, argument::<M>(registers, 2)),
         };
         message(second.wrapping_add(u64::from(at) * MESSAGES_STRIDE))
     } else {
@@ -98,7 +98,7 @@ pub(crate) fn message(at: u64) -> Buffers {
 
 /// Which message of the call this is: they come one after another.
 #[inline(always)]
-fn next_message(thread: u32, count: u64) -> u32 {
+pub(crate) fn next_message(thread: u32, count: u64) -> u32 {
     let Some(next) = MESSAGES.get_ptr_mut(thread) else {
         // Without an entry, which only calls for several messages make, it is the first.
         if count > 1 {

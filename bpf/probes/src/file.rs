@@ -1,9 +1,7 @@
 //! Slow calls on files: the time of a read, write or sync from its entry to its end. Only what was slow is looked at closer: whether it was a
 //! file at all, and which one.
 
-use aya_ebpf::helpers::generated::{
-    bpf_get_current_comm, bpf_get_current_task, bpf_ktime_get_ns, bpf_probe_read_kernel_str,
-};
+use aya_ebpf::helpers::generated::{bpf_get_current_comm, bpf_ktime_get_ns, bpf_probe_read_kernel_str};
 use aya_ebpf::macros::{map, raw_tracepoint};
 use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::RawTracePointContext;
@@ -11,8 +9,9 @@ use bpf_abi::constant as common;
 use bpf_abi::host::{FileCall, NAME, PART, PATH, constant, kind, operation};
 
 use crate::call;
+use crate::descriptor;
 use crate::host::host_constant;
-use crate::kernel::{masked, read};
+use crate::kernel::{Probed, masked, read};
 use crate::maps::constant;
 use crate::record::{self, NO_WAKEUP, Task};
 
@@ -20,8 +19,6 @@ use crate::record::{self, NO_WAKEUP, Task};
 #[map]
 static FILE_CALLS: LruHashMap<u32, u64> = LruHashMap::with_max_entries(16_384, 0);
 
-const S_IFMT: u16 = 0o170_000;
-const S_IFREG: u16 = 0o100_000;
 /// Directories and mounts that a path goes through.
 const STEPS_MAX: u32 = 24;
 
@@ -47,7 +44,7 @@ pub(crate) fn file_enter(ctx: RawTracePointContext) -> i32 {
 #[raw_tracepoint(tracepoint = "sys_exit")]
 pub(crate) fn file_exit(ctx: RawTracePointContext) -> i32 {
     let registers: *const u8 = ctx.arg(0);
-    let operation = operation(call::number(registers));
+    let operation = operation(call::number::<Probed>(registers));
     if operation == 0 {
         return 0;
     }
@@ -61,27 +58,10 @@ pub(crate) fn file_exit(ctx: RawTracePointContext) -> i32 {
     if entered_ns == 0 || time_ns.wrapping_sub(entered_ns) < latency_min {
         return 0;
     }
-    if let Some(file) = regular_file(call::argument(registers, 0) as u32) {
+    if let Some(file) = descriptor::regular_file(call::argument::<Probed>(registers, 0) as u32) {
         submit(file, task, Call { entered_ns, time_ns, operation, result: ctx.arg(1) });
     }
     0
-}
-
-/// The regular file behind a descriptor of the current task.
-#[inline(always)]
-fn regular_file(descriptor: u32) -> Option<*const u8> {
-    // SAFETY: no arguments.
-    let task = unsafe { bpf_get_current_task() } as *const u8;
-    let files: *const u8 = read(task, constant(common::TASK_FILES))?;
-    let table: *const u8 = read(files, constant(common::FILES_FDT))?;
-    if descriptor >= read::<u32>(table, constant(common::FDT_MAX))? {
-        return None;
-    }
-    let descriptors: *const u8 = read(table, constant(common::FDT_FD))?;
-    let file: *const u8 = read(descriptors.wrapping_add(descriptor as usize * 8), 0)?;
-    let inode: *const u8 = read(file, constant(common::FILE_INODE))?;
-    let mode: u16 = read(inode, constant(common::INODE_MODE))?;
-    (mode & S_IFMT == S_IFREG).then_some(file)
 }
 
 /// What a call does with a file; 0 for all other calls.

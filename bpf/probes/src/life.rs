@@ -20,7 +20,8 @@ const SIGNALS: u64 =
 pub(crate) fn life_start(ctx: BtfTracePointContext) -> i32 {
     let child: *const u8 = ctx.arg(1);
     // A thread is no process.
-    if Task::of_interest().is_some() && number(child, constant::TASK_PID) == number(child, constant::TASK_TGID)
+    if Task::of_interest().is_some()
+        && number(child, constant::TASK_PID) == number(child, constant::TASK_TGID)
     {
         submit(kind::START, child, |life| {
             life.parent = number(ctx.arg(0), constant::TASK_TGID);
@@ -64,7 +65,10 @@ pub(crate) fn life_signal(ctx: BtfTracePointContext) -> i32 {
     let signal: i32 = ctx.arg(0);
     let result: i32 = ctx.arg(4);
     // Not those that are ignored, or on their way already.
-    if result != 0 || !(0..64).contains(&signal) || SIGNALS >> signal & 1 == 0 || Task::of_interest().is_none()
+    if result != 0
+        || !(0..64).contains(&signal)
+        || SIGNALS >> signal & 1 == 0
+        || Task::of_interest().is_none()
     {
         return 0;
     }

@@ -7,10 +7,12 @@
 
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![feature(asm_experimental_arch, stmt_expr_attributes)]
 
 mod begun;
 mod call;
+mod descriptor;
+mod draft;
 mod file;
 mod go;
 mod host;

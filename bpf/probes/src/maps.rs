@@ -97,9 +97,9 @@ fn holds(ports: *const [u64; PORT_WORDS], port: u16) -> bool {
 }
 
 #[inline(always)]
-pub(crate) fn count(index: u32) {
+pub(crate) fn count(index: u32, more: u64) {
     if let Some(counter) = COUNTERS.get_ptr_mut(index) {
         // SAFETY: this CPU's own slot; programs of one CPU do not run at the same time as these (a lost count would do no harm).
-        unsafe { *counter += 1 };
+        unsafe { *counter += more };
     }
 }

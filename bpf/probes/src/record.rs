@@ -16,13 +16,14 @@ pub(crate) const NO_WAKEUP: u64 = 1;
 pub(crate) fn reserve<T: 'static>() -> Option<RingBufEntry<T>> {
     let entry = EVENTS.reserve::<T>(0);
     if entry.is_none() {
-        maps::count(counter::DROPPED);
+        maps::count(counter::DROPPED, 1);
     }
     entry
 }
 
 /// The acting process and thread.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub(crate) struct Task {
     pub(crate) pid: u32,
     pub(crate) thread: u32,

@@ -48,7 +48,8 @@ pub(crate) fn rustls_enter(ctx: ProbeContext) -> u32 {
     let Some(task) = Task::of_interest() else { return 0 };
     let registers = ctx.as_ptr().cast_const().cast::<u8>();
     let session = read_user::<u64>(argument(registers, 0)).unwrap_or(0);
-    let call = Call { session, buffer: argument(registers, 1), result: argument(registers, 2), entered_ns: 0 };
+    let call =
+        Call { session, buffer: argument(registers, 1), result: argument(registers, 2), entered_ns: 0 };
     let _ = RUSTLS_CALLS.insert(task.thread, call, 0);
     0
 }
@@ -83,7 +84,12 @@ pub(crate) fn rustls_write_vectored(ctx: RetProbeContext) -> u32 {
         let last = at + 1 == VECTORS_MAX;
         let length = if last || part.length > u64::from(rest) { rest } else { part.length as u32 };
         if length > 0 {
-            Call { buffer: part.base, ..call }.submit(kind::BUFFERED_SEND, length, task, running(task, ctx.as_ptr()));
+            Call { buffer: part.base, ..call }.submit(
+                kind::BUFFERED_SEND,
+                length,
+                task,
+                running(task, ctx.as_ptr()),
+            );
         }
         rest -= length;
     }

@@ -1,11 +1,11 @@
 //! What a socket is: its ends, its protocol, its place in the stream; and connections that begin and end.
 
-use aya_ebpf::helpers::generated::bpf_get_socket_cookie;
+use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock};
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
 use bpf_abi::{Header, constant, flag, kind};
 
-use crate::kernel::read;
+use crate::kernel::{Memory, Probed, read};
 use crate::maps::{constant, is_excluded};
 use crate::record::{self, Task};
 use crate::unix::{self, AF_UNIX};
@@ -45,17 +45,38 @@ struct Addresses {
 }
 
 /// A socket of interest.
+#[derive(Clone, Copy)]
+#[repr(C)]
 pub(crate) struct Socket {
     pub(crate) sk: *const u8,
     common: Common,
     pub(crate) protocol: u16,
 }
 
+impl Common {
+    #[inline(always)]
+    fn read<M: Memory>(sk: *const u8) -> Option<Self> {
+        if !M::IS_TYPED {
+            return M::read(sk, 0);
+        }
+        Some(Self {
+            remote: M::read::<u32>(sk, 0)?.to_ne_bytes(),
+            local: M::read::<u32>(sk, 4)?.to_ne_bytes(),
+            hash: 0,
+            remote_port: M::read::<u16>(sk, 12)?.to_ne_bytes(),
+            local_port: M::read(sk, 14)?,
+            family: M::read(sk, 16)?,
+            state: M::read(sk, 18)?,
+            rest: 0,
+        })
+    }
+}
+
 impl Socket {
     /// None for other families and protocols, and for excluded ports.
     #[inline(always)]
-    pub(crate) fn read(sk: *const u8) -> Option<Self> {
-        let common: Common = read(sk, 0)?;
+    pub(crate) fn read<M: Memory>(sk: *const u8) -> Option<Self> {
+        let common = Common::read::<M>(sk)?;
         if common.family == AF_UNIX {
             return unix::is_of_interest(sk).then_some(Self { sk, common, protocol: unix::PROTOCOL });
         }
@@ -65,7 +86,7 @@ impl Socket {
         if is_excluded(common.local_port, u16::from_be_bytes(common.remote_port)) {
             return None;
         }
-        let protocol: u16 = read(sk, constant(constant::SOCK_PROTOCOL))?;
+        let protocol: u16 = M::read(sk, constant(constant::SOCK_PROTOCOL))?;
         (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP).then_some(Self { sk, common, protocol })
     }
 
@@ -110,18 +131,27 @@ impl Socket {
 
     /// Sequence number of the first of the last bytes that were sent, or that were read.
     #[inline(always)]
-    pub(crate) fn sequence(&self, kind: u8, length: u32) -> u32 {
+    pub(crate) fn sequence<M: Memory>(&self, kind: u8, length: u32) -> u32 {
         if self.protocol != IPPROTO_TCP {
             return 0;
         }
+        let sk = if M::IS_TYPED {
+            // SAFETY: the pointer is an argument of a tracepoint, so it is a socket.
+            let tcp = unsafe { bpf_skc_to_tcp_sock(self.sk.cast_mut().cast()) };
+            if tcp.is_null() {
+                return 0;
+            }
+            tcp.cast_const().cast()
+        } else {
+            self.sk
+        };
+        let number = |index: usize| M::read::<u32>(sk, constant(index)).unwrap_or(0);
         if kind == kind::SEND {
-            let next: u32 = read(self.sk, constant(constant::TCP_WRITE_SEQ)).unwrap_or(0);
-            return next.wrapping_sub(length);
+            return number(constant::TCP_WRITE_SEQ).wrapping_sub(length);
         }
-        let next: u32 = read(self.sk, constant(constant::TCP_COPIED_SEQ)).unwrap_or(0);
-        let received: u32 = read(self.sk, constant(constant::TCP_RCV_NXT)).unwrap_or(0);
+        let next = number(constant::TCP_COPIED_SEQ);
         // The end of the stream takes a number of its own; once that is read, too, the bytes end one before.
-        let is_ended = self.is_half_closed() && next == received;
+        let is_ended = self.is_half_closed() && number(constant::TCP_RCV_NXT) == next;
         next.wrapping_sub(length).wrapping_sub(is_ended as u32)
     }
 }
@@ -166,7 +196,7 @@ fn change(sk: *const u8, before: i32, after: i32) {
         (_, TCP_CLOSE) => (kind::CLOSED, 0),
         _ => return,
     };
-    let Some(socket) = Socket::read(sk) else { return };
+    let Some(socket) = Socket::read::<Probed>(sk) else { return };
     if !socket.is_connected() {
         return;
     }
@@ -177,12 +207,15 @@ fn change(sk: *const u8, before: i32, after: i32) {
     };
     let Some(Task { pid, thread }) = task else { return };
     let key = key(sk);
-    record::submit_short(|header| {
-        header.kind = kind;
-        header.flags = flags;
-        header.pid = pid;
-        header.thread = thread;
-        header.socket = key;
-        socket.describe(header);
-    });
+    record::submit_short(
+        #[inline(always)]
+        |header| {
+            header.kind = kind;
+            header.flags = flags;
+            header.pid = pid;
+            header.thread = thread;
+            header.socket = key;
+            socket.describe(header);
+        },
+    );
 }

@@ -1,6 +1,7 @@
 //! The agent's probes and sockets in this process, and what they saw as rows.
 
 use std::{
+    ops::ControlFlow,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -103,6 +104,7 @@ fn look(
                 }
                 sockets.event(&event, &mut calls);
             }
+            ControlFlow::Continue(())
         });
         let now_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         began.into_iter().for_each(|pid| probes.began(pid, now_ms));
