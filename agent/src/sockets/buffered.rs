@@ -25,7 +25,8 @@ impl Sockets {
             self.wait(name, place, time, data);
             return;
         }
-        let last = self.threads.at(data.task).last().copied().filter(|touch| !touch.is_out);
+        // A server writes tickets after the handshake, with which the first request may have come.
+        let last = self.threads.at(data.task).last_read().copied();
         let key = place.or_else(|| last.map(|touch| Key { socket: touch.socket, partner: None }));
         let key = key.filter(|key| self.sockets.get(key).is_some_and(|socket| socket.is_tls));
         let Some(key) = key else {

@@ -78,6 +78,12 @@ impl Thread {
         self.count.checked_sub(1).map(|at| &self.touches[at % TOUCHES])
     }
 
+    /// The last one that read.
+    pub(super) fn last_read(&self) -> Option<&Touch> {
+        let first = self.count.saturating_sub(TOUCHES);
+        (first..self.count).rev().map(|at| &self.touches[at % TOUCHES]).find(|touch| !touch.is_out)
+    }
+
     /// The touch that carried what a TLS library handed over: the first of its direction, else any.
     pub(super) fn carrier(&self, from: u64, to: u64, way: Way) -> Option<Touch> {
         let is_out = way == Way::Out;

@@ -106,7 +106,10 @@ fn all_are_seen(watch: &mut Watch, port: u16) {
         let twin = calls.iter().find(|other| {
             other.point != call.point && other.session.request_resource == call.session.request_resource
         });
-        assert_eq!(call.session.req_tcp_seq, twin.unwrap().session.req_tcp_seq, "{call:#?} {twin:#?}");
+        // The first request may be read together with the end of the handshake, whose number it then has.
+        if call.session.request_resource != "/0" {
+            assert_eq!(call.session.req_tcp_seq, twin.unwrap().session.req_tcp_seq, "{call:#?} {twin:#?}");
+        }
     }
 }
 

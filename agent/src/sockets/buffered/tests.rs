@@ -30,7 +30,7 @@ impl Host {
         let config = Config { sockets_max: 100, session: Arc::default(), tls: true, trace_base: 0 };
         let mut host =
             Self { sockets: Sockets::new(config), now: 1_000, seqs: [100, 200], calls: Vec::new() };
-        for socket in [SERVED, ASKED] {
+        for socket in [ASKED, SERVED] {
             host.transfer(socket, Way::In, HELLO);
             host.transfer(socket, Way::Out, HELLO);
         }
@@ -55,8 +55,12 @@ impl Host {
     }
 
     fn plain(&mut self, session: u64, way: Way, payload: &[u8]) {
+        self.plain_of(TASK, session, way, payload);
+    }
+
+    fn plain_of(&mut self, task: Task, session: u64, way: Way, payload: &[u8]) {
         self.now += 1_000;
-        let data = Data { way, task: TASK, length: payload.len() as u32, payload };
+        let data = Data { way, task, length: payload.len() as u32, payload };
         self.sockets.event(&Event::Buffered { time: self.now, session, data }, &mut self.calls);
     }
 }
@@ -66,6 +70,8 @@ fn what_is_received_was_read_before_and_what_is_sent_is_written_after() {
     let mut host = Host::new();
     for round in 0..2 {
         let asked = host.transfer(SERVED, Way::In, RECORD);
+        // Tickets, after the end of the handshake, which the request came with.
+        host.transfer(SERVED, Way::Out, RECORD);
         host.plain(0xa, Way::In, GET);
         host.plain(0xb, Way::Out, OK);
         // Of a session that is known it is known where it goes; nobody answers on the other connection.
@@ -84,8 +90,8 @@ fn what_is_received_was_read_before_and_what_is_sent_is_written_after() {
 #[test]
 fn what_nobody_reads_or_writes_belongs_to_no_socket() {
     let mut host = Host::new();
-    // The thread wrote last: it did not read this.
-    host.plain(0xa, Way::In, GET);
+    // The thread has read nothing.
+    host.plain_of(Task { thread: 71, ..TASK }, 0xa, Way::In, GET);
     assert_eq!(host.sockets.counters().unplaced, 1);
     host.plain(0xb, Way::Out, GET);
     host.now += 1_000_000_000;
