@@ -76,7 +76,7 @@ pub enum Elsewhere {
 enum Verdict {
     /// Nothing yet.
     AskAgain,
-    /// The other node has no copy, or will remove it.
+    /// The other node has no copy, or removes it.
     Keep,
     /// The own rows go.
     Remove,
@@ -359,7 +359,8 @@ fn verdict(own: NodeId, other: NodeId, copy: Elsewhere) -> Verdict {
     match copy {
         Elsewhere::Waits => Verdict::AskAgain,
         Elsewhere::Absent => Verdict::Keep,
-        Elsewhere::Stored { in_doubt: true } if own < other => Verdict::Keep,
+        // It may have asked here before there was a copy, and then it keeps its own.
+        Elsewhere::Stored { in_doubt: true } if own < other => Verdict::AskAgain,
         Elsewhere::Stored { .. } => Verdict::Remove,
     }
 }
