@@ -207,9 +207,11 @@ async fn open_dictionary(
     config: &Config,
 ) -> anyhow::Result<Dictionary> {
     // A former life may still be bringing names to the store; what it brings after they were looked at would be given out again.
-    store.kill_own_inserts().await.context("failed to end inserts of a former run")?;
-    let maxima = maxima(node_id, store).await.context("failed to read the store's dictionary")?;
     let is_store_shared = is_store_shared(config);
+    let ended = async || Ok(store.kill_own_inserts().await?);
+    patiently(is_store_shared, "failed to end inserts of a former run", ended).await?;
+    let maxima = async || maxima(node_id, store).await;
+    let maxima = patiently(is_store_shared, "failed to read the store's dictionary", maxima).await?;
     // A store of its own shows no claims of another node with its number.
     let ids = Ids::Claimed { is_drawn: !is_store_shared && config.cluster.is_several() };
     let config = dictionary::Config { is_store_shared, ids, ..dictionary::Config::new(node_id) };
@@ -217,11 +219,35 @@ async fn open_dictionary(
         .await?
         .context("failed to open the dictionary")?;
     let register = store.id_ranges(node_id);
-    while !dictionary.claim(&register, random).await.context("failed to claim ids in the store")? {
+    let claim = async || Ok(dictionary.claim(&register, random).await?);
+    while !patiently(is_store_shared, "failed to claim ids in the store", claim).await? {
         tracing::warn!(node_id = node_id.get(), "another node claims ids with this node's number");
         tokio::time::sleep(CLAIM_AGAIN_AFTER).await;
     }
     Ok(dictionary)
+}
+
+/// Asks again where a server does not answer or cannot do it now, as when the tables are made: that is no reason to end.
+async fn patiently<T>(
+    is_store_shared: bool,
+    what: &'static str,
+    mut ask: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    loop {
+        match ask().await {
+            Err(error)
+                if is_store_shared
+                    && matches!(
+                        error.downcast_ref(),
+                        Some(store::Error::Unknown(_) | store::Error::Transient { .. })
+                    ) =>
+            {
+                tracing::warn!(error = format!("{error:#}"), "{what}, trying again");
+                tokio::time::sleep(super::start::STORE_AGAIN_AFTER).await;
+            }
+            answer => return answer.context(what),
+        }
+    }
 }
 
 /// Claims more ids whenever they become few, until it is aborted.
@@ -287,4 +313,24 @@ async fn insert_names(store: Store, rows: DictionaryRows, start: u32) -> Result<
     let token = format!("{query_id}-{start}");
     let guard = Guard::Open;
     store.insert(&Insert { table: &DICTIONARY, block: block.into(), token, guard, query_id }).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_that_is_away_for_a_moment_is_asked_again_and_a_store_of_ones_own_is_not() {
+        let mut errors = vec![store::Error::Unknown("cut off".to_owned())];
+        let asked = patiently(true, "failed", async || match errors.pop() {
+            Some(error) => Err(error.into()),
+            None => Ok(7),
+        });
+        assert_eq!(asked.await.unwrap(), 7);
+        let unknown = async || anyhow::Result::<()>::Err(store::Error::Unknown("cut off".to_owned()).into());
+        assert!(format!("{:#}", patiently(false, "failed", unknown).await.unwrap_err()).contains("cut off"));
+        let refused = || store::Error::Refused { code: 60, message: "no such table".to_owned() };
+        let refused = async || anyhow::Result::<()>::Err(refused().into());
+        assert!(patiently(true, "failed", refused).await.is_err());
+    }
 }

@@ -31,7 +31,7 @@ const STREAMS_END_WITHIN: Duration = Duration::from_secs(2);
 const ACTORS_END_WITHIN: Duration = Duration::from_secs(5);
 
 /// Pause before a server that did not answer is asked again.
-const STORE_AGAIN_AFTER: Duration = Duration::from_secs(1);
+pub(super) const STORE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// A node that runs.
 pub(super) struct Started {
