@@ -208,10 +208,16 @@ async fn open_dictionary(
 ) -> anyhow::Result<Dictionary> {
     // A former life may still be bringing names to the store; what it brings after they were looked at would be given out again.
     let is_store_shared = is_store_shared(config);
-    let ended = async || Ok(store.kill_own_inserts().await?);
-    patiently(is_store_shared, "failed to end inserts of a former run", ended).await?;
-    let maxima = async || maxima(node_id, store).await;
-    let maxima = patiently(is_store_shared, "failed to read the store's dictionary", maxima).await?;
+    let maxima = loop {
+        match begin(node_id, store).await {
+            Ok(maxima) => break maxima,
+            Err(error) if is_away(is_store_shared, &error) => {
+                tracing::warn!(error = format!("{error:#}"), "the store breaks off, trying again");
+                tokio::time::sleep(super::start::STORE_AGAIN_AFTER).await;
+            }
+            Err(error) => return Err(error),
+        }
+    };
     // A store of its own shows no claims of another node with its number.
     let ids = Ids::Claimed { is_drawn: !is_store_shared && config.cluster.is_several() };
     let config = dictionary::Config { is_store_shared, ids, ..dictionary::Config::new(node_id) };
@@ -219,35 +225,31 @@ async fn open_dictionary(
         .await?
         .context("failed to open the dictionary")?;
     let register = store.id_ranges(node_id);
-    let claim = async || Ok(dictionary.claim(&register, random).await?);
-    while !patiently(is_store_shared, "failed to claim ids in the store", claim).await? {
-        tracing::warn!(node_id = node_id.get(), "another node claims ids with this node's number");
+    loop {
+        match dictionary.claim(&register, random).await.context("failed to claim ids in the store") {
+            Ok(true) => return Ok(dictionary),
+            Ok(false) => {
+                tracing::warn!(node_id = node_id.get(), "another node claims ids with this node's number");
+            }
+            Err(error) if is_away(is_store_shared, &error) => {
+                tracing::warn!(error = format!("{error:#}"), "the store breaks off, trying again");
+            }
+            Err(error) => return Err(error),
+        }
         tokio::time::sleep(CLAIM_AGAIN_AFTER).await;
     }
-    Ok(dictionary)
 }
 
-/// Asks again where a server does not answer or cannot do it now, as when the tables are made: that is no reason to end.
-async fn patiently<T>(
-    is_store_shared: bool,
-    what: &'static str,
-    mut ask: impl AsyncFnMut() -> anyhow::Result<T>,
-) -> anyhow::Result<T> {
-    loop {
-        match ask().await {
-            Err(error)
-                if is_store_shared
-                    && matches!(
-                        error.downcast_ref(),
-                        Some(store::Error::Unknown(_) | store::Error::Transient { .. })
-                    ) =>
-            {
-                tracing::warn!(error = format!("{error:#}"), "{what}, trying again");
-                tokio::time::sleep(super::start::STORE_AGAIN_AFTER).await;
-            }
-            answer => return answer.context(what),
-        }
-    }
+/// Ends what a former life still does, and reads how far it came.
+async fn begin(node_id: NodeId, store: &Store) -> anyhow::Result<HashMap<Kind, u64>> {
+    store.kill_own_inserts().await.context("failed to end inserts of a former run")?;
+    maxima(node_id, store).await.context("failed to read the store's dictionary")
+}
+
+/// A server that does not answer or cannot do it now is asked again, as when the tables are made: that is no reason to end.
+fn is_away(is_store_shared: bool, error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref();
+    is_store_shared && matches!(error, Some(store::Error::Unknown(_) | store::Error::Transient { .. }))
 }
 
 /// Claims more ids whenever they become few, until it is aborted.
@@ -319,18 +321,12 @@ async fn insert_names(store: Store, rows: DictionaryRows, start: u32) -> Result<
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_server_that_is_away_for_a_moment_is_asked_again_and_a_store_of_ones_own_is_not() {
-        let mut errors = vec![store::Error::Unknown("cut off".to_owned())];
-        let asked = patiently(true, "failed", async || match errors.pop() {
-            Some(error) => Err(error.into()),
-            None => Ok(7),
-        });
-        assert_eq!(asked.await.unwrap(), 7);
-        let unknown = async || anyhow::Result::<()>::Err(store::Error::Unknown("cut off".to_owned()).into());
-        assert!(format!("{:#}", patiently(false, "failed", unknown).await.unwrap_err()).contains("cut off"));
-        let refused = || store::Error::Refused { code: 60, message: "no such table".to_owned() };
-        let refused = async || anyhow::Result::<()>::Err(refused().into());
-        assert!(patiently(true, "failed", refused).await.is_err());
+    #[test]
+    fn a_server_that_is_away_is_asked_again_and_a_store_of_ones_own_is_not() {
+        let error = |error: store::Error| anyhow::Error::new(error).context("failed").context("to start");
+        let unknown = error(store::Error::Unknown("cut off".to_owned()));
+        assert!(is_away(true, &unknown) && !is_away(false, &unknown));
+        let refused = store::Error::Refused { code: 60, message: "no such table".to_owned() };
+        assert!(!is_away(true, &error(refused)));
     }
 }
