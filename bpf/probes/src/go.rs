@@ -9,7 +9,7 @@ use aya_ebpf::macros::uprobe;
 use aya_ebpf::programs::ProbeContext;
 use bpf_abi::{go_offset, go_register, kind};
 
-use crate::kernel::{read, read_user};
+use crate::kernel::{read, read_user, registers};
 use crate::maps::{GO_CALLS, GO_PROCESSES, go_register};
 use crate::record::{self, Task};
 use crate::tls::Call;
@@ -55,11 +55,6 @@ fn goid(offsets: u64, goroutine: u64) -> Option<u64> {
 #[inline(always)]
 fn argument(registers: *const u8, index: usize) -> u64 {
     read(registers, go_register(index)).unwrap_or(0)
-}
-
-#[inline(always)]
-fn registers(ctx: &ProbeContext) -> *const u8 {
-    ctx.as_ptr().cast_const().cast()
 }
 
 /// The current task and its goroutine, where there is one.

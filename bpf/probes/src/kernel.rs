@@ -3,7 +3,15 @@
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
+use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
+use aya_ebpf::programs::ProbeContext;
+
+/// The registers of the thread that came to a probe.
+#[inline(always)]
+pub(crate) fn registers(ctx: &ProbeContext) -> *const u8 {
+    ctx.as_ptr().cast_const().cast()
+}
 
 /// A value of the kernel's memory at an offset; none where it cannot be read.
 #[inline(always)]

@@ -4,12 +4,11 @@
 //! `Vtable`). Where it ends is not looked at, because a probe there costs as much again and hides who called: a task is still
 //! run where the stack has not been left since, and the word at its end is the one that was there.
 
-use aya_ebpf::EbpfContext as _;
 use aya_ebpf::macros::uprobe;
 use aya_ebpf::programs::ProbeContext;
 use bpf_abi::{constant, kind};
 
-use crate::kernel::{read, read_user};
+use crate::kernel::{read, read_user, registers};
 use crate::maps::{TOKIO_POLLS, TOKIO_WAITS, TOKIO_WAKES, constant};
 use crate::record::{self, Task};
 
@@ -70,11 +69,6 @@ fn number(head: u64) -> Option<u64> {
 #[inline(always)]
 fn argument(registers: *const u8, index: usize) -> u64 {
     read(registers, constant(constant::FUNCTION_ARGUMENTS + index)).unwrap_or(0)
-}
-
-#[inline(always)]
-fn registers(ctx: &ProbeContext) -> *const u8 {
-    ctx.as_ptr().cast_const().cast()
 }
 
 /// The thread and the task that it runs.
