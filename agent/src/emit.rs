@@ -371,7 +371,8 @@ fn pair<T>(builders: &mut [T; 4], interval: Interval) -> [&mut T; 2] {
 }
 
 fn cut_when_full<T: columns::Rows>(builder: &mut Builder<T>, config: &Config, chunks: &mut Vec<Chunk>) {
-    if builder.rows() >= config.batch_rows || builder.bytes() >= config.batch_bytes {
+    let is_full = builder.rows() >= config.batch_rows || builder.bytes() >= config.batch_bytes;
+    if is_full || builder.shares_much_text() {
         builder.cut(chunks);
     }
 }

@@ -5,6 +5,9 @@ use metaflow_wire::{self as wire, Columns, Endpoints, Table, columns::Rows as Wi
 use super::{Chunk, basis::Place, pool::Pool};
 use crate::flow::Activity;
 
+/// All texts of a row, each as long as it may be.
+const ROW_TEXT_BYTES_MAX: usize = 64 << 10;
+
 /// Appends one value to each column of a message; the pattern names every field, so that a new one is noticed.
 macro_rules! push_row {
     ($columns:expr, $message:ident { $($field:ident: $value:expr),+ $(,)? } nested { $($nested:ident),* }) => {{
@@ -66,6 +69,11 @@ impl<T: Rows> Builder<T> {
 
     pub(super) fn bytes(&self) -> usize {
         self.rows as usize * T::ROW_BYTES + self.pool.bytes()
+    }
+
+    /// Whether another row could have more text than nodes take of so many rows.
+    pub(super) fn shares_much_text(&self) -> bool {
+        self.pool.shared_bytes() + ROW_TEXT_BYTES_MAX > metaflow_wire::shared_text_bytes_max(self.rows)
     }
 
     /// Begins a row that has no ends. The caller pushes its columns.

@@ -31,6 +31,8 @@ pub(super) struct Pool {
     address_indexes: FxHashMap<IpAddr, u32>,
     /// Of addresses, and of texts for each of their uses.
     bytes: usize,
+    /// Of texts that were listed already, for each further use.
+    shared_bytes: usize,
 }
 
 impl Default for Pool {
@@ -43,6 +45,7 @@ impl Default for Pool {
             addresses: Vec::new(),
             address_indexes: FxHashMap::default(),
             bytes: 0,
+            shared_bytes: 0,
         }
     }
 }
@@ -59,6 +62,7 @@ impl Pool {
         // Each row gets a text of its own in the store, so each use counts, and not only the first.
         self.bytes += cut.len();
         if self.strings.get(recent as usize).is_some_and(|known| known == cut) {
+            self.shared_bytes += cut.len();
             return recent;
         }
         let index = self.listed(cut);
@@ -68,6 +72,7 @@ impl Pool {
 
     fn listed(&mut self, text: &str) -> u32 {
         if let Some(index) = self.string_indexes.get(text) {
+            self.shared_bytes += text.len();
             return *index;
         }
         // Batches are cut long before 2^32 texts.
@@ -95,6 +100,10 @@ impl Pool {
 
     pub(super) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    pub(super) fn shared_bytes(&self) -> usize {
+        self.shared_bytes
     }
 
     pub(super) fn into_tables(self) -> (Vec<String>, Vec<Vec<u8>>) {

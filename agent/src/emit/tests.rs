@@ -307,6 +307,28 @@ fn long_texts_are_cut_at_a_character_and_counted() {
     assert_eq!(counters.truncated, 2, "in the log and in the key");
 }
 
+#[test]
+fn rows_that_share_long_texts_go_in_batches_that_nodes_take() {
+    let mut output = Output::default();
+    let statement = "x".repeat(4_000);
+    for at in 0..2_000 {
+        output.sessions.push((facts(at, 1, 80), session(BEGIN, &statement, ResponseStatus::Normal, Some(1))));
+    }
+    let (chunks, _) = run(Config::default(), &mut output);
+    let log: Vec<_> = chunks.iter().filter(|chunk| chunk.table == Table::L7FlowLog).collect();
+    assert_eq!(log.iter().map(|chunk| chunk.rows).sum::<u32>(), 2_000);
+    for Chunk { rows, columns, .. } in log {
+        let Some(Rows::L7FlowLog(log)) = &columns.rows else { panic!("{columns:?}") };
+        let used =
+            [&log.request_resource, &log.endpoint, &log.request_domain, &log.request_type, &log.version];
+        let used = used.iter().flat_map(|column| column.iter());
+        let used: usize = used.map(|index| columns.strings[*index as usize].len()).sum();
+        let listed: usize = columns.strings.iter().map(String::len).sum();
+        let taken = listed + metaflow_wire::shared_text_bytes_max(*rows);
+        assert!(used > 100_000 && used <= taken, "{rows} rows, {used} bytes of {taken}");
+    }
+}
+
 struct OwnServer;
 impl Basis for OwnServer {
     fn observation_point(&self, _ends: &Ends) -> ObservationPoint {

@@ -8,7 +8,7 @@ mod codec;
 mod measure;
 
 pub use batch::{MalformedBatch, open, seal, seq};
-pub use measure::{list_bytes_max, text_bytes_max};
+pub use measure::{list_bytes_max, shared_text_bytes_max, text_bytes_max};
 
 #[allow(
     clippy::all,
@@ -44,8 +44,7 @@ pub const BATCH_BYTES_MAX: usize = 4 << 20;
 /// Largest decompressed payload of one batch; zstd is stopped there, so a bomb costs no more.
 pub const COLUMNS_BYTES_MAX: usize = 32 << 20;
 
-/// Bytes of text that the rows of one batch may have, when that is more than the batch lists: rows share strings, and each gets its own in
-/// the store. Agents cut batches before.
+/// Most text that the rows of one batch may have beyond what the batch lists, see [`shared_text_bytes_max`].
 pub const TEXT_BYTES_MAX: usize = 4 << 20;
 
 /// Most rows in one batch.

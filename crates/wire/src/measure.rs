@@ -12,6 +12,10 @@ use crate::{MalformedBatch, TEXT_BYTES_MAX};
 const STRINGS_A_ROW: usize = 15;
 /// Both ends.
 const ADDRESSES_A_ROW: usize = 2;
+/// A request with names of hosts and clients that others have, too.
+const SHARED_TEXT_BYTES_A_ROW: usize = 512;
+/// A few rows may share long texts.
+const SHARED_TEXT_BYTES_FREE: usize = 256 << 10;
 /// A small batch may list what none of its rows uses: this much costs little.
 const SPARE_ENTRIES: usize = 1_024;
 /// What an entry of a list takes beside its bytes.
@@ -38,7 +42,13 @@ pub fn list_bytes_max(rows: u32, uncompressed_bytes: u32) -> usize {
 /// Bytes of text that the rows of a batch may have, each use of a listed string counted.
 pub fn text_bytes_max(rows: u32, uncompressed_bytes: u32) -> usize {
     let listed = uncompressed_bytes as usize;
-    listed.max(listed.saturating_mul(rows as usize * STRINGS_A_ROW).min(TEXT_BYTES_MAX))
+    listed + shared_text_bytes_max(rows).min(listed.saturating_mul(rows as usize * STRINGS_A_ROW))
+}
+
+/// How much more text the rows of a batch may have than is listed: they share strings, and each gets its own in the store. It is charged
+/// to every batch, so it is what rows usually have and not what they could have; agents cut batches before.
+pub fn shared_text_bytes_max(rows: u32) -> usize {
+    (rows as usize * SHARED_TEXT_BYTES_A_ROW).clamp(SHARED_TEXT_BYTES_FREE, TEXT_BYTES_MAX)
 }
 
 fn entries_max(rows: u32, a_row: usize) -> usize {
