@@ -157,14 +157,19 @@ fn lookup(page: &Value, format: Format) -> Result<Shown, Failure> {
             node
         })
         .collect();
+    let said = |value: &Value, word: &str| match value {
+        Value::Null => format!("no {word}"),
+        Value::Array(none) if none.is_empty() => format!("no {word}"),
+        value => format!("{word} {}", cell(value)),
+    };
     let text = format!(
-        "{} {:?}: id {}, partition {} of {}, replicas {}\n\n{}",
+        "{} {:?}: {}, partition {} of {}, {}\n\n{}",
         text(page, "kind"),
         text(page, "name"),
-        cell(&page["canonical_id"]),
+        said(&page["canonical_id"], "id"),
         page["partition"],
-        text(page, "owner"),
-        cell(&page["replicas"]),
+        page["owner"].as_str().unwrap_or("no node"),
+        said(&page["replicas"], "replicas"),
         short(&rows, &HOLDERS, format)
     );
     Ok(Shown { text, trouble })
@@ -247,6 +252,9 @@ mod tests {
         let Shown { text, trouble } = lookup(&page, Format::Table).unwrap();
         assert!(text.starts_with("host \"web\": id 5, partition 9 of n1, replicas n2,n3\n"), "{text}");
         assert!(text.contains("5,8") && text.contains("1 of 2") && trouble.is_none(), "{text}");
+        let unknown = json!({ "kind": "host", "name": "web", "partition": 9, "owner": "n1", "replicas": [], "nodes": [] });
+        let text = lookup(&unknown, Format::Table).unwrap().text;
+        assert!(text.starts_with("host \"web\": no id, partition 9 of n1, no replicas\n"), "{text}");
         assert!(lookup(&json!({}), Format::Table).unwrap().trouble.unwrap().contains("knows this name"));
 
         let page = json!({ "kind": "host", "id": 5, "names": ["web"], "given_by": "n1", "nodes": [{ "name": "n1", "is_known": true }] });
