@@ -502,7 +502,7 @@ impl Sockets {
     }
 
     fn look(&mut self, now_ns: u64, out: &mut Vec<Call>) {
-        self.datagrams.look(now_ns);
+        self.datagrams.look(now_ns, &mut self.judgements);
         let now_us = self.moment(now_ns).wall_us;
         let mut over = Vec::new();
         let mut waiting = Vec::new();

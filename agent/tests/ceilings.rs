@@ -15,7 +15,8 @@ use metaflow_agent::capture::{Error, LiveConfig, LiveSource};
 const CEILING: u32 = 4;
 /// Over how long it is measured what the agent needs.
 const MEASURED: Duration = Duration::from_secs(3);
-/// Three looks a second apart for each of three steps; other builds may have the machine's cores.
+/// How much has to be shed until it is below depends on the machine. Three looks a second apart for each of three steps; others may have its
+/// cores.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Agent(Child);
@@ -81,19 +82,19 @@ fn an_agent_beyond_its_cpu_ceiling_looks_at_less_until_it_is_below() {
     std::thread::scope(|scope| {
         scope.spawn(|| talk(&stop));
         let begun = Instant::now();
-        let has_stopped = || fs::read_to_string(&log).unwrap().contains("level=Stop");
-        while !has_stopped() && begun.elapsed() < PATIENCE {
-            park_timeout(Duration::from_millis(20));
+        let has_shed = || fs::read_to_string(&log).unwrap().contains("looks at less");
+        let ceiling = f64::from(CEILING) / 100.0;
+        let mut used = f64::MAX;
+        while (!has_shed() || used > ceiling) && begun.elapsed() < PATIENCE {
+            let (before, measured) = (agent.cpu(), Instant::now());
+            while measured.elapsed() < MEASURED {
+                park_timeout(MEASURED);
+            }
+            used = (agent.cpu() - before).as_secs_f64() / measured.elapsed().as_secs_f64();
         }
-        let before = agent.cpu();
-        let measured = Instant::now();
-        while measured.elapsed() < MEASURED {
-            park_timeout(MEASURED);
-        }
-        let used = (agent.cpu() - before).as_secs_f64() / measured.elapsed().as_secs_f64();
         stop.store(true, Ordering::Relaxed);
         let text = fs::read_to_string(&log).unwrap();
-        assert!(text.contains("level=Stop"), "it never looked at less:\n{text}");
-        assert!(used * 100.0 <= f64::from(CEILING), "{used} of a CPU:\n{text}");
+        assert!(has_shed(), "it never looked at less:\n{text}");
+        assert!(used <= ceiling, "{used} of a CPU:\n{text}");
     });
 }

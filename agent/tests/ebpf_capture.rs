@@ -36,8 +36,8 @@ use watch::{Served, Watch};
 const REQUEST: &[u8] = b"GET /live HTTP/1.1\r\nHost: lo\r\n\r\n";
 const RESPONSE: &[u8] = b"HTTP/1.1 204 No Content\r\n\r\n";
 
-/// Says that a test runs as the agent that is to be killed.
-const INSIDE: &str = "METAFLOW_TEST_KILLED_AGENT";
+/// Says that a test runs in the process that it made for itself.
+const INSIDE: &str = "METAFLOW_TEST_INSIDE";
 
 /// Requests over one connection, each side a child process: the agent does not look at itself.
 const PAIR: &str = r#"

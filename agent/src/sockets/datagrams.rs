@@ -3,13 +3,17 @@
 //! On a socket that anyone may send to, the kernel reports a datagram before it writes down who sent it. The answer names the partner, and both
 //! share their transaction (`protocol::transaction`). So a datagram waits until the same socket answers it, and one that answers what the socket
 //! asked before belongs to whom it asked. What fits to two partners, or to none in time, is given to nobody: packets see it.
+//!
+//! A socket that carries nothing known is left to the kernel for a while: one that floods would leave no room for the records of others.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 
+use metaflow_schema::enums::L7Protocol;
 use rustc_hash::FxHashMap;
 
-use super::{Call, Key, Sockets};
+use super::socket::Socket;
+use super::{Call, Judgement, Key, Sockets};
 use crate::events::{Data, SocketEnds, Task, Way};
 use crate::protocol::transaction;
 
@@ -18,6 +22,8 @@ const EACH_MAX: usize = 64;
 const SOCKETS_MAX: usize = 4_096;
 /// Answers come sooner, or the asker has given up.
 const KEPT_NS: u64 = 10_000_000_000;
+/// Datagrams in a row of no known protocol, after which the kernel may pass over the socket for [`KEPT_NS`].
+const UNKNOWN_MAX: u32 = 64;
 
 /// A datagram that waits for its answer.
 #[derive(Debug)]
@@ -41,6 +47,8 @@ struct Entry {
     held: VecDeque<Held>,
     asked: VecDeque<Asked>,
     used: u64,
+    /// In a row, the last ones.
+    unknown: u32,
 }
 
 #[derive(Debug, Default)]
@@ -79,9 +87,35 @@ impl Datagrams {
         held
     }
 
-    /// Forgets sockets that were silent.
-    pub(super) fn look(&mut self, now: u64) {
-        self.0.retain(|_, entry| now.saturating_sub(entry.used) < KEPT_NS);
+    /// Whether one datagram more of no known protocol is the last that is worth looking at.
+    fn is_last(&mut self, time: u64, socket: u64, is_known: bool) -> bool {
+        if is_known {
+            if let Some(entry) = self.0.get_mut(&socket) {
+                entry.unknown = 0;
+            }
+            return false;
+        }
+        let Some(entry) = self.entry(time, socket) else { return false };
+        entry.unknown = entry.unknown.saturating_add(1);
+        entry.unknown == UNKNOWN_MAX
+    }
+
+    /// Forgets sockets that were silent; the kernel passes over those among them that it was told to no longer.
+    pub(super) fn look(&mut self, now: u64, out: &mut Vec<(u64, Judgement)>) {
+        self.0.retain(|socket, entry| {
+            let is_kept = now.saturating_sub(entry.used) < KEPT_NS;
+            if !is_kept && entry.unknown >= UNKNOWN_MAX {
+                out.push((*socket, Judgement::Forget));
+            }
+            is_kept
+        });
+    }
+
+    /// The kernel passes over none any more.
+    pub(super) fn judge_again(&mut self) {
+        for entry in self.0.values_mut() {
+            entry.unknown = 0;
+        }
     }
 
     fn entry(&mut self, time: u64, socket: u64) -> Option<&mut Entry> {
@@ -111,10 +145,22 @@ impl Sockets {
                 self.transfer(held.time, Key::new(socket, &ends), ends, 0, &data, out);
             }
         } else if ends.remote.port() == 0 {
-            let Some(remote) = self.datagrams.received(time, socket, data) else { return };
+            let Some(remote) = self.datagrams.received(time, socket, data) else {
+                self.datagram_was(time, socket, transaction(data.payload).is_some());
+                return;
+            };
             ends = SocketEnds { remote, ..ends }.within_host();
         }
-        self.transfer(time, Key::new(socket, &ends), ends, 0, data, out);
+        let key = Key::new(socket, &ends);
+        self.transfer(time, key, ends, 0, data, out);
+        let is_known = |socket: &Socket| socket.protocol() != L7Protocol::Unknown;
+        self.datagram_was(time, socket, self.sockets.get(&key).is_none_or(is_known));
+    }
+
+    fn datagram_was(&mut self, time: u64, socket: u64, is_known: bool) {
+        if self.datagrams.is_last(time, socket, is_known) {
+            self.judgements.push((socket, Judgement::Ignore));
+        }
     }
 }
 
@@ -134,7 +180,9 @@ fn push<T>(queue: &mut VecDeque<T>, item: T) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Config;
     use super::*;
+    use crate::events::Event;
 
     fn message(id: u8, is_answer: bool, name: u8) -> Vec<u8> {
         let flags = if is_answer { 0x81 } else { 1 };
@@ -181,7 +229,45 @@ mod tests {
         }
         assert_eq!(datagrams.0[&7].held.len(), EACH_MAX);
         assert_eq!(received(&mut datagrams, 7, b"no message of DNS"), None);
-        datagrams.look(7 + 2 * KEPT_NS);
+        datagrams.look(7 + 2 * KEPT_NS, &mut Vec::new());
         assert!(datagrams.0.is_empty());
+    }
+
+    fn carry(
+        sockets: &mut Sockets,
+        time: u64,
+        socket: u64,
+        count: u32,
+        payload: &[u8],
+    ) -> Vec<(u64, Judgement)> {
+        let ends = SocketEnds {
+            transport: crate::session::Transport::Udp,
+            local: "10.0.0.2:4000".parse().unwrap(),
+            remote: "10.0.0.1:53".parse().unwrap(),
+        };
+        let task = Task { pid: 1, thread: 1, coroutine: 0 };
+        for _ in 0..count {
+            let data = Data { way: Way::Out, task, length: payload.len() as u32, payload };
+            let event = Event::Transfer { time, socket, ends, tcp_seq: 0, data };
+            sockets.event(&event, &mut Vec::new());
+        }
+        sockets.tick(time, &mut Vec::new());
+        sockets.take_judgements()
+    }
+
+    #[test]
+    fn what_carries_nothing_known_is_left_to_the_kernel_for_a_while() {
+        const SECOND: u64 = 1_000_000_000;
+        let config =
+            Config { sockets_max: 100, session: std::sync::Arc::default(), tls: true, trace_base: 0 };
+        let sockets = &mut Sockets::new(config);
+        let ignored = [(7, Judgement::Ignore)];
+        assert!(carry(sockets, SECOND, 7, UNKNOWN_MAX - 1, &[0xfe; 300]).is_empty());
+        assert_eq!(carry(sockets, SECOND, 7, 10, &[0xfe; 300]), ignored);
+        sockets.judge_again();
+        assert_eq!(carry(sockets, 3 * SECOND, 7, UNKNOWN_MAX + 10, &[0xfe; 300]), ignored);
+        assert!(carry(sockets, 12 * SECOND, 8, 2 * UNKNOWN_MAX, &message(1, false, b'a')).is_empty());
+        assert_eq!(carry(sockets, 13 * SECOND, 8, 1, &[0xfe; 300]), [(7, Judgement::Forget)]);
+        assert_eq!(carry(sockets, 14 * SECOND, 7, UNKNOWN_MAX, &[0xfe; 300]), ignored);
     }
 }

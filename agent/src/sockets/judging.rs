@@ -24,6 +24,7 @@ impl Sockets {
 
     /// The kernel has forgotten what it was told: says it again.
     pub fn judge_again(&mut self) {
+        self.datagrams.judge_again();
         for (key, socket) in &mut self.sockets {
             socket.forget_skips();
             let judgement = if socket.is_tls {

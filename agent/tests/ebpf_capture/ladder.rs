@@ -1,5 +1,6 @@
 //! Every step of the ladder that this kernel has, one after another made the best one, and packets alone: the same rows come out.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use metaflow_agent::capture::{LiveConfig, LiveSource, Source};
@@ -11,8 +12,8 @@ use metaflow_agent::session::Session;
 use metaflow_agent::sockets::Call;
 use metaflow_schema::enums::ObservationPoint;
 
-use super::PAIR;
 use super::watch::{Watch, steps};
+use super::{INSIDE, PAIR};
 
 const REQUESTS: usize = 20;
 
@@ -95,6 +96,14 @@ fn check(step: Step) -> Vec<Row> {
 
 #[test]
 fn every_step_gives_the_same_rows_as_root() {
+    if std::env::var_os(INSIDE).is_none() {
+        // Where no other test sends anything: packets that nobody reads meanwhile would take the room of those that count.
+        let script = "ip link set lo up && exec \"$0\" --exact ladder::every_step_gives_the_same_rows_as_root --nocapture";
+        let mut command = Command::new("unshare");
+        command.args(["-n", "sh", "-c", script]).arg(std::env::current_exe().unwrap());
+        assert!(command.env(INSIDE, "1").status().unwrap().success());
+        return;
+    }
     let rows: Vec<_> = steps().map(|step| (step, check(step))).collect();
     assert!(rows.len() >= 2);
     for (step, rows_of_step) in &rows {

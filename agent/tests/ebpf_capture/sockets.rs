@@ -377,3 +377,40 @@ fn only_listed_ports_and_processes_cost_events_as_root() {
     watch.calls_until(ports[0], 20);
     assert_eq!((watch.events(ports[1]), watch.calls_to(ports[1]).len()), (0, 0));
 }
+
+/// Datagrams that say nothing, as fast as they go, to and from two sockets of each of several processes.
+const FLOOD: &str = r#"
+import os, socket
+for _ in range(3):
+    if os.fork() == 0:
+        break
+one, other = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
+one.bind(("127.0.0.1", 0))
+other.bind(("127.0.0.1", 0))
+one.connect(other.getsockname())
+other.connect(one.getsockname())
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(1000):
+        one.send(bytes(512))
+        other.recv(512)
+        other.send(bytes(512))
+        one.recv(512)
+"#;
+
+#[test]
+fn a_flood_of_unknown_datagrams_hides_nobodys_requests_as_root() {
+    for first_step in steps() {
+        let mut watch = Watch::start(Settings { first_step, tls: false, ..Settings::default() });
+        let flood = watch.serve(FLOOD, &[]);
+        let (mut dropped, mut looks) = (0, 0);
+        watch.until(|watch| {
+            let is_more = std::mem::replace(&mut dropped, watch.losses().dropped) != dropped;
+            looks = if is_more { 0 } else { looks + 1 };
+            watch.sockets_left() >= 8 && looks >= 50
+        });
+        let port: u16 = watch.python(PAIR, &["127.0.0.1", "20"]).trim().parse().unwrap();
+        assert_eq!(watch.calls_until(port, 40).len(), 40, "{first_step:?}");
+        drop(flood);
+    }
+}

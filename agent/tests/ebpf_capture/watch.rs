@@ -36,6 +36,7 @@ pub(crate) struct Watch {
     /// Events and bytes of payload by port of either end.
     events: HashMap<u16, (u64, u64)>,
     skips_told: usize,
+    sockets_left: usize,
 }
 
 impl Watch {
@@ -58,6 +59,7 @@ impl Watch {
             started: Instant::now(),
             events: HashMap::new(),
             skips_told: 0,
+            sockets_left: 0,
         };
         // The libraries of programs that run already.
         for _ in 0..50 {
@@ -92,6 +94,7 @@ impl Watch {
         probes.search_libraries(now_ms);
         sockets.tick(clock::monotonic_ns(), calls);
         for (socket, judgement) in sockets.take_judgements() {
+            self.sockets_left += usize::from(judgement == Judgement::Ignore);
             self.skips_told += usize::from(matches!(judgement, Judgement::Skip { .. }));
             probes.judge_socket(socket, judgement);
         }
@@ -188,6 +191,11 @@ impl Watch {
         self.events.get(&port).map_or(0, |(events, _)| *events)
     }
 
+    /// How often the kernel was told to leave a socket alone.
+    pub(crate) fn sockets_left(&self) -> usize {
+        self.sockets_left
+    }
+
     /// Bytes of payload that the kernel copied of them.
     pub(crate) fn copied(&self, port: u16) -> u64 {
         self.events.get(&port).map_or(0, |(_, bytes)| *bytes)
@@ -199,8 +207,10 @@ impl Watch {
         while self.calls_to(port).len() < count {
             assert!(
                 Instant::now() < deadline,
-                "{} of {count}: {:#?}",
+                "{} of {count} at {:?}, {:?}: {:#?}",
                 self.calls_to(port).len(),
+                self.step(),
+                self.losses(),
                 self.calls_to(port)
             );
             self.look();
