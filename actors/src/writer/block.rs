@@ -48,14 +48,14 @@ impl Block {
         self.pieces.iter().filter(|piece| piece.uncertain).map(|piece| piece.id).collect()
     }
 
-    /// The certain batches together, and each uncertain one alone.
-    pub(super) fn apart(self) -> Vec<Self> {
+    /// The certain batches together, if there are any, and each uncertain one alone.
+    pub(super) fn apart(self) -> (Option<Self>, Vec<Self>) {
         if self.pieces.iter().all(|piece| !piece.uncertain) {
-            return vec![self];
+            return (Some(self), vec![]);
         }
         let certain: Vec<_> = self.pieces.iter().filter(|piece| !piece.uncertain).collect();
         let alone = self.pieces.iter().filter(|piece| piece.uncertain);
-        self.pick(&certain).into_iter().chain(alone.filter_map(|piece| self.pick(&[piece]))).collect()
+        (self.pick(&certain), alone.filter_map(|piece| self.pick(&[piece])).collect())
     }
 
     /// These batches may be stored by somebody else.
@@ -165,8 +165,9 @@ mod tests {
                 Some(block) => block.append(next).unwrap(),
             }
         }
-        let apart: Vec<_> = block.unwrap().apart().iter().map(seqs).collect();
-        assert_eq!(apart, [vec![1, 1, 3, 3], vec![2, 2], vec![4, 4]]);
+        let (certain, alone) = block.unwrap().apart();
+        assert_eq!(seqs(&certain.unwrap()), [1, 1, 3, 3]);
+        assert_eq!(alone.iter().map(seqs).collect::<Vec<_>>(), [[2, 2], [4, 4]]);
     }
 
     #[test]

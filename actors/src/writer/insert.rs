@@ -7,7 +7,9 @@
 //! A batch that an agent sent to two nodes is in two logs, and both may find that the store has it not. The node to which it was sent again
 //! knows so, and so does one that was started anew; there the batch is uncertain. Where nodes share a store, an uncertain batch is claimed,
 //! so that the other node cannot store it any more without knowing (`store/fence.rs`), and then looked up. It is inserted alone, with a
-//! token that all make of its number: of those who know, the store takes one.
+//! token that all make of its number: of those who know, the store takes one ([`claimed`]).
+
+mod claimed;
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -26,8 +28,6 @@ use crate::{
 
 /// Refusals of the same rows before they are believed: one could come from a connection that was cut inside the block.
 const REFUSALS_MAX: u32 = 2;
-/// From the look-up of an uncertain batch to the beginning of its insert: much less time than the store remembers tokens.
-const BEGIN_WITHIN_SECONDS: u32 = 60;
 
 pub(super) struct Inserter<S> {
     pub(super) store: S,
@@ -43,10 +43,6 @@ pub(super) struct Inserter<S> {
 struct Work {
     block: Arc<Block>,
     token: String,
-    /// Tries at a batch that other nodes may insert, too: they count alike, so their tokens are the same.
-    claim: Option<u32>,
-    /// When such a batch must be looked up again, by the store's clock.
-    begin_before: u32,
     /// A try with this token failed: the store may take the next for a repetition and store nothing.
     token_used: bool,
     /// The try whose outcome is unknown.
@@ -64,58 +60,34 @@ impl<S: Shelf> Inserter<S> {
             tracing::warn!(table = self.table.name, error, "rows wait for the dictionary to be stored");
             pause.wait(&self.store).await;
         }
-        let mut todo = self.works(block).await;
+        let mut todo = Vec::new();
+        self.begin(block, &mut todo, &mut settled).await;
         while let Some(work) = todo.pop() {
             self.finish(work, &mut todo, &mut settled).await;
         }
         settled
     }
 
-    /// The certain batches of a block together, and each that another node may have, too, alone.
-    async fn works(&self, block: Block) -> Vec<Work> {
-        let uncertain = block.uncertain();
-        if !self.is_shared || uncertain.is_empty() {
-            return vec![self.work(block)];
-        }
-        let mut pause = Pause::default();
-        while let Err(error) = self.store.claim(self.table, block.partition, &uncertain).await {
-            self.trouble(&error, "batches could not be claimed");
-            pause.wait(&self.store).await;
-        }
-        block.apart().into_iter().map(|block| self.work(block)).collect()
+    /// Stores what another node may have, too; the rest is to be done.
+    async fn begin(&self, block: Block, todo: &mut Vec<Work>, settled: &mut Vec<Settled>) {
+        let (certain, uncertain) = if self.is_shared { block.apart() } else { (Some(block), vec![]) };
+        self.store_claimed(uncertain, settled).await;
+        todo.extend(certain.map(|block| self.work(block)));
     }
 
     fn work(&self, block: Block) -> Work {
-        let claim = match &block.pieces[..] {
-            [piece] if self.is_shared && piece.uncertain => Some(0),
-            _ => None,
-        };
-        let mut work = Work {
+        Work {
             block: Arc::new(block),
-            token: String::new(),
-            claim,
-            begin_before: 0,
+            token: self.store.query_id(),
             token_used: false,
             unknown: None,
             refusals: 0,
-        };
-        self.renew_token(&mut work);
-        work
+        }
     }
 
     fn renew_token(&self, work: &mut Work) {
-        match (&mut work.claim, work.block.pieces.first()) {
-            (Some(claim), Some(Piece { id, .. })) => {
-                work.token = format!("batch.{}.{}.{}.{claim}", id.agent_id, id.seq, work.block.partition);
-                *claim += 1;
-                // Success may be another node's: it counts when the rows are there.
-                work.token_used = true;
-            }
-            _ => {
-                work.token = self.store.query_id();
-                work.token_used = false;
-            }
-        }
+        work.token = self.store.query_id();
+        work.token_used = false;
     }
 
     /// Brings one block to its end, or splits it in two.
@@ -162,7 +134,7 @@ impl<S: Shelf> Inserter<S> {
                         Ok(doubted) => {
                             let mut block = Arc::unwrap_or_clone(work.block);
                             block.doubt(&doubted);
-                            todo.extend(self.works(block).await);
+                            self.begin(block, todo, settled).await;
                             return;
                         }
                         Err(error) => self.trouble(&error, "claims could not be read"),
@@ -185,11 +157,7 @@ impl<S: Shelf> Inserter<S> {
     /// The batches for which the store did not let a block through its guard.
     async fn doubted(&self, work: &Work) -> Result<HashSet<BatchId>, Error> {
         let ids: Vec<_> = work.block.pieces.iter().map(|piece| piece.id).collect();
-        match work.claim {
-            // It came too late.
-            Some(_) => Ok(ids.into_iter().collect()),
-            None => self.store.claimed(self.table, work.block.partition, &ids).await,
-        }
+        self.store.claimed(self.table, work.block.partition, &ids).await
     }
 
     /// Takes out what is stored already; none when that is everything.
@@ -209,12 +177,6 @@ impl<S: Shelf> Inserter<S> {
         };
         if ids.is_empty() {
             return Ok(Some(work));
-        }
-        if work.claim.is_some() {
-            match self.store.now().await {
-                Ok(now) => work.begin_before = now.saturating_add(BEGIN_WITHIN_SECONDS),
-                Err(error) => return Err((work, error)),
-            }
         }
         let stored: HashSet<_> = match self.store.stored_batches(self.table, work.block.partition, &ids).await
         {
@@ -240,16 +202,9 @@ impl<S: Shelf> Inserter<S> {
 
     /// Answers with the size of the body.
     async fn insert(&self, work: &Work, query_id: &str) -> Result<usize, Error> {
-        let token = match work.claim {
-            // The same for all nodes, who may name a run differently; the rows are looked up afterwards.
-            Some(_) => work.token.clone(),
-            None => format!("{}.{}", work.token, self.store.run().await?),
-        };
-        let guard = match work.claim {
-            Some(_) => Guard::Before(work.begin_before),
-            None if self.is_shared => Guard::Unclaimed { partition: work.block.partition },
-            None => Guard::Open,
-        };
+        let token = format!("{}.{}", work.token, self.store.run().await?);
+        let guard =
+            if self.is_shared { Guard::Unclaimed { partition: work.block.partition } } else { Guard::Open };
         let block = Bytes::new();
         let insert = Insert { table: self.table, block, token, guard, query_id: query_id.to_owned() };
         self.store.insert(Arc::clone(&work.block), insert).await
@@ -261,19 +216,21 @@ impl<S: Shelf> Inserter<S> {
             todo.push(self.work(first));
             return;
         }
-        for piece in &work.block.pieces {
-            let rows = piece.rows.len();
-            tracing::warn!(
-                table = self.table.name,
-                agent_id = piece.id.agent_id,
-                seq = piece.id.seq,
-                rows,
-                error = message,
-                "rows are lost: the store refuses them"
-            );
-            self.metrics.rejected(self.index, rows);
-            settled.push((piece.id, Err(message.chars().take(500).collect())));
-        }
+        settled.extend(work.block.pieces.iter().map(|piece| self.give_up(piece, message)));
+    }
+
+    fn give_up(&self, piece: &Piece, message: &str) -> Settled {
+        let rows = piece.rows.len();
+        tracing::warn!(
+            table = self.table.name,
+            agent_id = piece.id.agent_id,
+            seq = piece.id.seq,
+            rows,
+            error = message,
+            "rows are lost: the store refuses them"
+        );
+        self.metrics.rejected(self.index, rows);
+        (piece.id, Err(message.chars().take(500).collect()))
     }
 
     fn trouble(&self, error: &Error, what: &str) {

@@ -53,6 +53,8 @@ impl World {
             20..31 => (Fault::NodeStops(node), 9_000),
             31..34 => (Fault::AgentStops(agent), 9_000),
             34..36 => (Fault::NodeFlaps(node), 1),
+            // The second node goes for good, with its log: it may be the only one that has what a lost agent sent.
+            36..40 if self.has_second_node() => (Fault::AgentStops(agent), 9_000),
             36..40 if self.agents_are_lost => (Fault::AgentLost(agent), 3_000),
             36..40 => (Fault::NodeRestored(node), 2_000),
             40..54 if node != other => (Fault::NodesCut(node.min(other), node.max(other)), 8_000),
