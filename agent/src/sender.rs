@@ -147,6 +147,7 @@ impl Sender {
             let how = match (&ended, welcomed.into_inner()) {
                 (Ok(End::Moves), _) => Ended::Moves,
                 (_, true) => Ended::Lost,
+                (Err(error), _) if error.is::<NoWelcome>() => Ended::Late,
                 (_, false) => Ended::NotReached,
             };
             match ended {
@@ -163,6 +164,11 @@ impl Sender {
         tracing::warn!("no servers are configured: rows stay in the spool");
     }
 }
+
+/// The server took the connection, and then said nothing for so long.
+#[derive(Debug, thiserror::Error)]
+#[error("no welcome within {0:?}")]
+pub struct NoWelcome(pub Duration);
 
 /// How a connection ended without a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -86,6 +86,11 @@ impl Connections {
         self.refused.get_or_create(&ListenerLabels { listener, reason }).inc();
         self.refusals.add(reason);
     }
+
+    #[cfg(test)]
+    pub(crate) fn refused(&self, reason: &str) -> u64 {
+        self.refusals.counts().get(reason).copied().unwrap_or(0)
+    }
 }
 
 /// A figure that is read when somebody asks.

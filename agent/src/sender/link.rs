@@ -21,7 +21,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming, transport::Channel};
 
-use super::{End, Sender, Servers, Session, connect::connect, random};
+use super::{End, NoWelcome, Sender, Servers, Session, connect::connect, random};
 use crate::{control::Stand, facts::Snapshot};
 
 /// Control messages that wait for the transport.
@@ -53,9 +53,8 @@ impl Sender {
         let mut client = Client::new(channel)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let (control, replies, welcome) = timeout(limit, self.greet(&mut client))
-            .await
-            .with_context(|| format!("no welcome from {server} within {limit:?}"))??;
+        let (control, replies, welcome) =
+            timeout(limit, self.greet(&mut client)).await.map_err(|_| NoWelcome(limit))??;
         servers.welcome(server, &welcome.servers);
         self.spool.lock().take_identity(&welcome).context("failed to store the agent's id")?;
         let (batches, queue) = mpsc::channel(BATCH_QUEUE);

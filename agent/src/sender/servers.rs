@@ -18,6 +18,8 @@ pub enum Ended {
     /// It was welcome, and then the connection broke or was closed.
     Lost,
     NotReached,
+    /// It was connected, and no welcome came in time: the server has more to do than it can, and each try makes that worse.
+    Late,
 }
 
 /// The servers in order of preference, and which one is in use.
@@ -32,6 +34,8 @@ pub struct Servers {
     avoided: BTreeMap<String, (Instant, u32)>,
     /// Tries without a welcome since the last one.
     failures: u32,
+    /// How many of those were late.
+    late: u32,
     /// Within which agents return when the node that they are with is lost, see [`Servers::spread`].
     spread: Duration,
 }
@@ -40,6 +44,11 @@ pub struct Servers {
 /// telling the agent to go there.
 const AVOID_MIN: Duration = Duration::from_secs(10);
 const AVOID_MAX: Duration = Duration::from_secs(600);
+
+/// Pause when one server after another is late, doubled up to [`LATE_MAX`]. A few servers that return to a hundred thousand agents must
+/// not be kept busy with connections that are given up before their turn comes.
+const LATE_MIN: Duration = Duration::from_secs(1);
+const LATE_MAX: Duration = Duration::from_secs(30);
 
 /// Most that a node can ask for: who lost a node is served again within seconds.
 const SPREAD_MAX: Duration = Duration::from_secs(5);
@@ -58,6 +67,7 @@ impl Servers {
             named: 0,
             avoided: BTreeMap::new(),
             failures: 0,
+            late: 0,
             spread: Duration::ZERO,
         }
     }
@@ -102,20 +112,27 @@ impl Servers {
     pub fn next(&mut self, ended: Ended, now: Instant, config: &Config, random: u64) -> Duration {
         match ended {
             Ended::Moves => {
-                (self.at, self.failures) = (self.better(now).unwrap_or(0), 0);
+                (self.at, self.failures, self.late) = (self.better(now).unwrap_or(0), 0, 0);
                 Duration::ZERO
             }
             Ended::Lost => {
                 self.fail(now, true);
-                self.failures = 0;
+                (self.failures, self.late) = (0, 0);
                 let spread = u64::try_from(self.spread.as_micros()).unwrap_or(u64::MAX).max(1);
                 // Other bits than those of the pause.
                 let late = Duration::from_micros((random >> 20) % spread);
                 late + backoff(0, config.backoff_min, config.backoff_max, random)
             }
-            Ended::NotReached => {
+            Ended::NotReached | Ended::Late => {
                 self.fail(now, false);
                 self.failures = self.failures.saturating_add(1);
+                if ended == Ended::Late {
+                    self.late = self.late.saturating_add(1);
+                    // The first may be one that hangs alone: the next is tried at once.
+                    if self.late > 1 {
+                        return backoff(self.late - 2, LATE_MIN, LATE_MAX, random);
+                    }
+                }
                 let rounds = self.failures / u32::try_from(self.list.len()).unwrap_or(u32::MAX).max(1);
                 backoff(rounds, config.backoff_min, config.backoff_max, random)
             }

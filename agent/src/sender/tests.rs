@@ -366,6 +366,19 @@ fn pauses_grow_with_rounds_through_the_list() {
 }
 
 #[test]
+fn servers_that_are_late_one_after_another_are_given_time() {
+    let config = Config::new(vec![]);
+    let mut servers = Servers::new(vec!["a:1".into(), "b:1".into(), "c:1".into()]);
+    let now = Instant::now();
+    let mut next = |ended| servers.next(ended, now, &config, 0).as_millis();
+    let pauses: Vec<u128> = (0..8).map(|_| next(Ended::Late)).collect();
+    assert_eq!(pauses, [50, 500, 1_000, 2_000, 4_000, 8_000, 15_000, 15_000], "one alone costs no time");
+    assert!(next(Ended::NotReached) < 1_000, "who is not there is not busy");
+    assert_eq!(next(Ended::Lost), 50, "it was served");
+    assert_eq!([next(Ended::Late), next(Ended::Late)], [50, 500]);
+}
+
+#[test]
 fn pauses_grow_to_their_limit_with_jitter() {
     let (min, max) = (Duration::from_millis(100), Duration::from_secs(5));
     for (failures, least, most) in

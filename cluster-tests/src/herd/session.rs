@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use metaflow_agent::sender::{self, Ended, Servers};
+use metaflow_agent::sender::{self, Ended, NoWelcome, Servers};
 use metaflow_wire::{
     Heartbeat, Hello, PROTOCOL_VERSION, SyncRequest, SyncResponse, sync_request, sync_response,
 };
@@ -96,6 +96,7 @@ impl Session {
             let how = match (&ended, was_welcome) {
                 (Ok(()), _) => Ended::Moves,
                 (Err(_), true) => Ended::Lost,
+                (Err(error), false) if error.is::<NoWelcome>() => Ended::Late,
                 (Err(_), false) => Ended::NotReached,
             };
             if how != Ended::Moves {
@@ -134,7 +135,7 @@ impl Session {
             }
             anyhow::Ok(())
         };
-        timeout(limit, welcome).await.context("no welcome in time")??;
+        timeout(limit, welcome).await.map_err(|_| NoWelcome(limit))??;
         *was_welcome = true;
         if std::mem::take(&mut self.is_lost) {
             self.shared.lost.fetch_sub(1, Ordering::Relaxed);

@@ -1,6 +1,9 @@
 //! Connections of the gRPC server: a bounded number of them, encrypted before the server sees them, each a task that keeps little: most say
 //! a few bytes a second, and there are tens of thousands.
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     io,
     pin::{Pin, pin},
@@ -12,6 +15,7 @@ use std::{
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use metaflow_tls::{AcceptError, Server, ServerStream};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -40,7 +44,7 @@ const HEAD_BYTES_MAX: u32 = 16 << 10;
 /// A connection that is dead without a word is noticed after these two.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes at one time; more wait in the kernel's queue. Each has its own time limit.
+/// Handshakes at one time; more wait for their turn. Each has its own time limit.
 const HANDSHAKES_MAX: usize = 512;
 
 /// A connection that counts until it ends.
@@ -150,12 +154,19 @@ struct Opening {
 }
 
 impl Opening {
-    /// Makes a connection secret; none when that is refused.
+    /// Makes a connection secret; none when that is refused, or nobody waits for it any more: a node that has more to do than it can does
+    /// not work for agents that have gone on to another one.
     async fn open(&self, stream: TcpStream, permit: OwnedSemaphorePermit) -> Option<Connection> {
         let Some(tls) = &self.door.tls else {
+            if self.has_left(&stream) {
+                return None;
+            }
             return Some(Connection { stream: Transport::Plain(stream), _permit: permit });
         };
         let _turn = self.handshakes.acquire().await.ok()?;
+        if self.has_left(&stream) {
+            return None;
+        }
         match tls.accept(stream).await {
             Ok(stream) => {
                 Some(Connection { stream: Transport::Encrypted(Box::new(stream)), _permit: permit })
@@ -169,6 +180,17 @@ impl Opening {
                 None
             }
         }
+    }
+
+    /// Whether the other side has closed, which what it sent before hides from who reads.
+    fn has_left(&self, stream: &TcpStream) -> bool {
+        let mut state = [PollFd::new(stream, PollFlags::RDHUP)];
+        let has_left =
+            rustix::event::poll(&mut state, Some(&Timespec::default())).is_ok_and(|count| count > 0);
+        if has_left {
+            self.door.metrics.refuse(Listener::Grpc, "gave_up");
+        }
+        has_left
     }
 }
 
