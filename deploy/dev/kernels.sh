@@ -13,7 +13,7 @@ KERNEL_PACKAGES=(qemu-system-x86 curl g++ golang-go golang-github-lib-pq-dev)
 KERNEL_PATIENCE=900
 KERNEL_CPUS=2
 # What of tests/ebpf_capture.rs runs there: what needs no more than Python, curl and programs that are built before.
-KERNEL_TESTS=(ladder:: programs:: left_out ipv6 a_killed_agent each_message requests_inside_tls unix::unix_sockets)
+KERNEL_TESTS=(ladder:: programs:: left_out ipv6 a_killed_agent each_message requests_inside_tls_are requests_inside_tls_of_go unix::unix_sockets)
 
 # Why kernels cannot be tried on this machine; empty: they can.
 kernels_problem() {

@@ -241,13 +241,13 @@ client.connect(server.getsockname())
 server.connect(client.getsockname())
 rest = b"\x00\x00\x01" + bytes(6) + b"\x01a\x04test\x00\x00\x01\x00\x01"
 for round in range(5):
-    ids = [(round * 3 + number).to_bytes(2, "big") for number in range(3)]
+    ids = [(round * 31 + number).to_bytes(2, "big") for number in range(31)]
     for sender, receiver, flags in ((client, server, b"\x01"), (server, client, b"\x81")):
         texts = [id + flags + rest for id in ids]
         # An empty one counts among the messages of its call.
-        texts.insert(round % 3, b"")
+        texts.insert(round * 7, b"")
         send(sender, texts)
-        receive(receiver, 4)
+        receive(receiver, 32)
 print(server.getsockname()[1])
 "#;
 
@@ -257,7 +257,7 @@ fn each_message_of_a_call_is_seen_as_root() {
         let mut watch = Watch::start(Settings { first_step, ..Settings::default() });
         let port: u16 = watch.python(SEVERAL, &[]).trim().parse().unwrap();
         let seen = |watch: &Watch| BOTH.map(|point| whole(&watch.calls_to(port), point).len());
-        watch.until(|watch| seen(watch) == [15, 15]);
+        watch.until(|watch| seen(watch) == [155, 155]);
     }
 }
 

@@ -50,18 +50,8 @@ fn begin(registers: *const u8, number: u32, kind: u8) {
         }
         return;
     }
-    let is_of_several = transfer::is_of_several(number);
-    let call = Call {
-        sk: sk as u64,
-        buffers: if is_of_several {
-            Buffers::NONE
-        } else {
-            call::buffers::<Probed>(registers, number, task.thread, Some(0))
-        },
-        messages: if is_of_several { call::argument::<Probed>(registers, 1) } else { 0 },
-        number,
-        sequence: socket::next_sequence(sk, kind),
-    };
+    let (buffers, messages) = call::parts(registers, number);
+    let call = Call { sk: sk as u64, buffers, messages, number, sequence: socket::next_sequence(sk, kind) };
     match known {
         // SAFETY: only this thread uses its entry.
         Some(known) => unsafe { *known = call },
@@ -98,10 +88,7 @@ fn end(registers: *const u8, number: u32, kind: u8, result: i64) {
     let begun = Begun { is_known: true, sequence: call.sequence };
     let Some(wish) = transfer::wish(&socket, call.sk, task) else { return };
     let length = result as u32;
-    let transfer = Transfer { kind, key: call.sk, wish, length, has_name: true, begun, registers };
-    if call.messages == 0 {
-        transfer.submit::<Probed>(&socket, task, call.buffers);
-    } else {
-        transfer.submit_messages(&socket, task, call.messages);
-    }
+    let Call { sk: key, buffers, messages, .. } = call;
+    let transfer = Transfer { kind, key, wish, length, has_name: true, begun, registers };
+    transfer.submit_each(&socket, task, buffers, messages);
 }

@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::{bpf_get_current_task_btf, bpf_task_pt_regs};
 use bpf_abi::constant;
 
-use crate::kernel::{Memory, read_user};
+use crate::kernel::{Memory, Probed, read_user};
 use crate::maps::{MESSAGES, constant};
 
 /// Where the bytes of a transfer are.
@@ -62,10 +62,35 @@ pub(crate) fn argument<M: Memory>(registers: *const u8, index: usize) -> u64 {
     M::read(registers, constant(constant::CALL_ARGUMENTS + index)).unwrap_or(0)
 }
 
-/// The buffers of a call; none for calls without (sendfile, io_uring). `at` is the number of the message where a call has several;
-/// without it they are counted.
+/// The buffers of a call, or where its messages begin if it has several.
 #[inline(always)]
-pub(crate) fn buffers<M: Memory>(registers: *const u8, number: u32, thread: u32, at: Option<u32>) -> Buffers {
+pub(crate) fn parts(registers: *const u8, number: u32) -> (Buffers, u64) {
+    if is_of_several(number) {
+        (Buffers::NONE, argument::<Probed>(registers, 1))
+    } else {
+        (buffers::<Probed>(registers, number), 0)
+    }
+}
+
+/// Whether a call transfers several messages.
+#[inline(always)]
+pub(crate) fn is_of_several(number: u32) -> bool {
+    number == constant(constant::NR_SENDMMSG) || number == constant(constant::NR_RECVMMSG)
+}
+
+/// The buffers of the next message of the current call, which may have several: they are counted.
+#[inline(always)]
+pub(crate) fn next_buffers<M: Memory>(registers: *const u8, number: u32, thread: u32) -> Buffers {
+    if !is_of_several(number) {
+        return buffers::<M>(registers, number);
+    }
+    let at = next_message(thread, argument::<M>(registers, 2));
+    message(argument::<M>(registers, 1).wrapping_add(u64::from(at) * MESSAGES_STRIDE))
+}
+
+/// The buffers of a call for one message; none for calls without (sendfile, io_uring).
+#[inline(always)]
+fn buffers<M: Memory>(registers: *const u8, number: u32) -> Buffers {
     let is = |index: usize| number == constant(index);
     let second = argument::<M>(registers, 1);
     if is(constant::NR_READ) || is(constant::NR_WRITE) {
@@ -76,12 +101,6 @@ pub(crate) fn buffers<M: Memory>(registers: *const u8, number: u32, thread: u32,
         Buffers { vectors: second, count: argument::<M>(registers, 2), ..Buffers::NONE }
     } else if is(constant::NR_SENDMSG) || is(constant::NR_RECVMSG) {
         message(second)
-    } else if is(constant::NR_SENDMMSG) || is(constant::NR_RECVMMSG) {
-        let at = match at {
-            Some(at) => at,
-            None => next_message(thread, argument::<M>(registers, 2)),
-        };
-        message(second.wrapping_add(u64::from(at) * MESSAGES_STRIDE))
     } else {
         Buffers::NONE
     }

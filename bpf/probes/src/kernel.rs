@@ -84,3 +84,26 @@ macro_rules! masked {
     }};
 }
 pub(crate) use masked;
+
+/// The same number, of which the verifier knows nothing from here on: where it has followed a call by its number on many ways, these are one
+/// again. `noise` is a number that it does not know.
+macro_rules! forgotten {
+    ($value:expr, $noise:expr) => {{
+        let mut value: u64 = $value;
+        // SAFETY: the second instruction takes back what the first one did.
+        unsafe {
+            core::arch::asm!("{value} ^= {noise}", "{value} ^= {noise}", value = inout(reg) value, noise = in(reg) $noise)
+        };
+        value
+    }};
+}
+pub(crate) use forgotten;
+
+/// Reads a number back from memory that the compiler believes to know.
+macro_rules! recall {
+    ($place:expr) => {{
+        // SAFETY: the place is within a map's value, which is this CPU's own.
+        unsafe { core::ptr::read_volatile(&raw const $place) }
+    }};
+}
+pub(crate) use recall;

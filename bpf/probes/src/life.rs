@@ -102,8 +102,7 @@ pub(crate) fn life_oom(ctx: RawTracePointContext) -> i32 {
 
 #[inline(always)]
 fn begin(life: &mut Life, kind: u32) {
-    // SAFETY: all fields are numbers.
-    *life = unsafe { core::mem::zeroed() };
+    record::clear(life);
     // SAFETY: no arguments.
     life.time_ns = unsafe { bpf_ktime_get_ns() };
     life.kind = kind;

@@ -1,7 +1,5 @@
 //! Records: room in the ring buffer, and who is acting.
 
-use core::mem::MaybeUninit;
-
 use aya_ebpf::helpers::generated::{bpf_get_current_pid_tgid, bpf_ktime_get_ns};
 use aya_ebpf::maps::ring_buf::RingBufEntry;
 use bpf_abi::{Header, constant, counter, verdict};
@@ -57,10 +55,20 @@ impl Task {
 /// A header with the time and nothing else.
 #[inline(always)]
 pub(crate) fn begin(header: &mut Header) {
-    // SAFETY: all fields are numbers.
-    *header = unsafe { MaybeUninit::<Header>::zeroed().assume_init() };
+    clear(header);
     // SAFETY: no arguments.
     header.time_ns = unsafe { bpf_ktime_get_ns() };
+}
+
+/// Makes all numbers of a record zero, word for word: the compiler would call a function that goes from byte to byte.
+#[inline(always)]
+pub(crate) fn clear<T: Copy>(record: &mut T) {
+    const { assert!(size_of::<T>() % 8 == 0 && align_of::<T>() == 8) };
+    let words = (&raw mut *record).cast::<u64>();
+    for at in 0..size_of::<T>() / 8 {
+        // SAFETY: within the record, which has numbers alone.
+        unsafe { words.add(at).write_volatile(0) };
+    }
 }
 
 /// A record without payload.

@@ -1,5 +1,7 @@
 //! What a socket is: its ends, its protocol, its place in the stream; and connections that begin and end.
 
+use core::mem::offset_of;
+
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_skc_to_tcp_sock};
 use aya_ebpf::macros::{btf_tracepoint, raw_tracepoint};
 use aya_ebpf::programs::{BtfTracePointContext, RawTracePointContext};
@@ -11,8 +13,8 @@ use crate::record::{self, Task};
 use crate::unix::{self, AF_UNIX};
 
 pub(crate) const AF_INET: u16 = 2;
-pub(crate) const AF_INET6: u16 = 10;
-pub(crate) const IPPROTO_TCP: u16 = 6;
+const AF_INET6: u16 = 10;
+const IPPROTO_TCP: u16 = 6;
 const IPPROTO_UDP: u16 = 17;
 
 const TCP_ESTABLISHED: i32 = 1;
@@ -26,22 +28,23 @@ const TCP_CLOSING: u8 = 11;
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Common {
-    remote: [u8; 4],
-    local: [u8; 4],
+    remote: u32,
+    local: u32,
     hash: u32,
-    remote_port: [u8; 2],
+    /// As it goes over the wire.
+    remote_port: u16,
     local_port: u16,
     family: u16,
     state: u8,
     rest: u8,
 }
 
-/// Addresses of IPv6.
+/// Addresses of IPv6, in words: a copy of bytes takes an instruction for each.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Addresses {
-    remote: [u8; 16],
-    local: [u8; 16],
+    remote: [u64; 2],
+    local: [u64; 2],
 }
 
 /// A socket of interest.
@@ -60,10 +63,10 @@ impl Common {
             return M::read(sk, 0);
         }
         Some(Self {
-            remote: M::read::<u32>(sk, 0)?.to_ne_bytes(),
-            local: M::read::<u32>(sk, 4)?.to_ne_bytes(),
+            remote: M::read(sk, 0)?,
+            local: M::read(sk, 4)?,
             hash: 0,
-            remote_port: M::read::<u16>(sk, 12)?.to_ne_bytes(),
+            remote_port: M::read(sk, 12)?,
             local_port: M::read(sk, 14)?,
             family: M::read(sk, 16)?,
             state: M::read(sk, 18)?,
@@ -83,7 +86,7 @@ impl Socket {
         if common.family != AF_INET && common.family != AF_INET6 {
             return None;
         }
-        if is_excluded(common.local_port, u16::from_be_bytes(common.remote_port)) {
+        if is_excluded(common.local_port, u16::from_be(common.remote_port)) {
             return None;
         }
         let protocol: u16 = M::read(sk, constant(constant::SOCK_PROTOCOL))?;
@@ -96,13 +99,18 @@ impl Socket {
     }
 
     #[inline(always)]
+    pub(crate) fn is_tcp(&self) -> bool {
+        self.protocol == IPPROTO_TCP
+    }
+
+    #[inline(always)]
     pub(crate) fn is_connected(&self) -> bool {
-        self.common.remote_port != [0; 2] || self.is_unix()
+        self.common.remote_port != 0 || self.is_unix()
     }
 
     /// The other end said that it is done: states TIME_WAIT, CLOSE, CLOSE_WAIT, LAST_ACK and CLOSING.
     #[inline(always)]
-    fn is_half_closed(&self) -> bool {
+    pub(crate) fn is_half_closed(&self) -> bool {
         let state = self.common.state;
         (TCP_TIME_WAIT..=TCP_LAST_ACK).contains(&state) || state == TCP_CLOSING
     }
@@ -111,49 +119,63 @@ impl Socket {
     pub(crate) fn describe(&self, header: &mut Header) {
         let Common { remote, local, remote_port, local_port, family, .. } = self.common;
         header.local_port = local_port;
-        header.remote_port = u16::from_be_bytes(remote_port);
+        header.remote_port = u16::from_be(remote_port);
         header.family = family as u8;
         header.protocol = self.protocol as u8;
         if self.is_unix() {
             unix::describe(self.sk, header);
             return;
         }
-        header.local = [0; 16];
-        header.remote = [0; 16];
         if family == AF_INET {
-            header.local[..4].copy_from_slice(&local);
-            header.remote[..4].copy_from_slice(&remote);
+            put(&mut header.local, short(local));
+            put(&mut header.remote, short(remote));
         } else if let Some(addresses) = read::<Addresses>(self.sk, constant(constant::SOCK_V6_ADDRESSES)) {
-            header.local = addresses.local;
-            header.remote = addresses.remote;
+            put(&mut header.local, addresses.local);
+            put(&mut header.remote, addresses.remote);
         }
     }
+}
 
-    /// Sequence number of the first of the last bytes that were sent, or that were read.
-    #[inline(always)]
-    pub(crate) fn sequence<M: Memory>(&self, kind: u8, length: u32) -> u32 {
-        if self.protocol != IPPROTO_TCP {
+/// Sequence number of the first of the last bytes that were sent through a socket of TCP, or that were read.
+#[inline(always)]
+pub(crate) fn sequence<M: Memory>(sk: *const u8, kind: u8, length: u32, is_half_closed: bool) -> u32 {
+    let sk = if M::IS_TYPED {
+        // SAFETY: the pointer is an argument of a tracepoint, so it is a socket.
+        let tcp = unsafe { bpf_skc_to_tcp_sock(sk.cast_mut().cast()) };
+        if tcp.is_null() {
             return 0;
         }
-        let sk = if M::IS_TYPED {
-            // SAFETY: the pointer is an argument of a tracepoint, so it is a socket.
-            let tcp = unsafe { bpf_skc_to_tcp_sock(self.sk.cast_mut().cast()) };
-            if tcp.is_null() {
-                return 0;
-            }
-            tcp.cast_const().cast()
-        } else {
-            self.sk
-        };
-        let number = |index: usize| M::read::<u32>(sk, constant(index)).unwrap_or(0);
-        if kind == kind::SEND {
-            return number(constant::TCP_WRITE_SEQ).wrapping_sub(length);
-        }
-        let next = number(constant::TCP_COPIED_SEQ);
-        // The end of the stream takes a number of its own; once that is read, too, the bytes end one before.
-        let is_ended = self.is_half_closed() && number(constant::TCP_RCV_NXT) == next;
-        next.wrapping_sub(length).wrapping_sub(is_ended as u32)
+        tcp.cast_const().cast()
+    } else {
+        sk
+    };
+    let number = |index: usize| M::read::<u32>(sk, constant(index)).unwrap_or(0);
+    if kind == kind::SEND {
+        return number(constant::TCP_WRITE_SEQ).wrapping_sub(length);
     }
+    let next = number(constant::TCP_COPIED_SEQ);
+    // The end of the stream takes a number of its own; once that is read, too, the bytes end one before.
+    let is_ended = is_half_closed && number(constant::TCP_RCV_NXT) == next;
+    next.wrapping_sub(length).wrapping_sub(is_ended as u32)
+}
+
+const _: () = assert!(offset_of!(Header, local) % 8 == 0 && offset_of!(Header, remote) % 8 == 0);
+
+/// Puts an address, or the words that stand for one, into its place in a header: not byte for byte, as the compiler would.
+#[inline(always)]
+pub(crate) fn put(place: &mut [u8; 16], [first, second]: [u64; 2]) {
+    let words = place.as_mut_ptr().cast::<u64>();
+    // SAFETY: there is room, and the place is aligned for words.
+    unsafe {
+        words.write_volatile(first);
+        words.add(1).write_volatile(second);
+    }
+}
+
+/// An address of IPv4 as words.
+#[inline(always)]
+pub(crate) fn short(address: u32) -> [u64; 2] {
+    [u64::from(address).to_le(), 0]
 }
 
 /// Sequence number of the next byte that will be sent, or read; TCP alone.

@@ -4,8 +4,6 @@
 //! two connections have the same pair at one time. Where the socket's address may be its key, its inode tells it from the one that lay there before.
 //! Leaves out: datagrams, which are counted (`counter::UNIX_DATAGRAMS`).
 
-use core::mem::offset_of;
-
 use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::LruHashMap;
@@ -14,6 +12,7 @@ use bpf_abi::{Header, Record, TINY, constant, counter, flag, kind};
 use crate::kernel::{masked, read};
 use crate::maps::{constant, count};
 use crate::record::{self, NO_WAKEUP, Task};
+use crate::socket;
 
 pub(crate) const AF_UNIX: u16 = 1;
 /// No protocol has this number.
@@ -39,17 +38,13 @@ pub(crate) fn is_of_interest(sk: *const u8) -> bool {
     is_stream
 }
 
-const _: () = assert!(offset_of!(Header, local) % 8 == 0 && offset_of!(Header, remote) % 8 == 0);
-
 /// Both ends, who is at the other one, and which of them has a path: that is the server.
 #[inline(always)]
 pub(crate) fn describe(sk: *const u8, header: &mut Header) {
     let peer = read::<u64>(sk, constant(constant::UNIX_PEER)).unwrap_or(0);
-    // SAFETY: both are places for two such numbers, and aligned for them; a verifier takes a pointer with a type apart into no bytes.
-    unsafe {
-        (&raw mut header.local).cast::<[u64; 2]>().write([sk as u64, inode(sk)]);
-        (&raw mut header.remote).cast::<[u64; 2]>().write([peer, 0]);
-    }
+    // In words: a verifier takes a pointer with a type apart into no bytes.
+    socket::put(&mut header.local, [sk as u64, inode(sk)]);
+    socket::put(&mut header.remote, [peer, 0]);
     header.peer_pid = peer_pid(sk).unwrap_or(0);
     header.flags |= match (address(sk), address(peer as *const u8)) {
         (0, 0) => 0,
