@@ -2,7 +2,10 @@
 //!
 //! Leaves out columns that are too short and index bounds: whoever maps columns to rows checks those against `rows`.
 
+use std::cell::RefCell;
+
 use prost::Message;
+use zstd::bulk::{Compressor, Decompressor};
 
 use crate::{
     BATCH_BYTES_MAX, BATCH_ROWS_MAX, Batch, COLUMNS_BYTES_MAX, Columns, PROTOCOL_VERSION,
@@ -14,6 +17,13 @@ use crate::{
 
 /// zstd level 1: on row columns it is within 8 % of level 3's size at about half of its CPU.
 const COMPRESSION_LEVEL: i32 = 1;
+
+// A new context asks the processor what it can do, and a virtual one asks its host: that was half of the CPU of an agent with few rows.
+thread_local! {
+    static COMPRESSOR: RefCell<Compressor<'static>> =
+        RefCell::new(Compressor::new(COMPRESSION_LEVEL).expect("zstd has this level"));
+    static DECOMPRESSOR: RefCell<Decompressor<'static>> = RefCell::default();
+}
 
 /// Why a batch cannot be read. The sender is at fault: sending it again will not help.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -57,7 +67,7 @@ pub fn seq(generation: u32, counter: u32) -> u64 {
 /// Packs columns for the wire and the spool.
 pub fn seal(agent_id: u32, seq: u64, table: Table, rows: u32, columns: &Columns) -> Batch {
     let plain = columns.encode_to_vec();
-    let payload = zstd::bulk::compress(&plain, COMPRESSION_LEVEL).expect("zstd compresses any bytes");
+    let payload = compress(&plain);
     Batch {
         protocol_version: PROTOCOL_VERSION,
         agent_id,
@@ -69,6 +79,14 @@ pub fn seal(agent_id: u32, seq: u64, table: Table, rows: u32, columns: &Columns)
         payload: payload.into(),
         resent: false,
     }
+}
+
+fn compress(plain: &[u8]) -> Vec<u8> {
+    COMPRESSOR.with_borrow_mut(|compressor| compressor.compress(plain)).expect("zstd compresses any bytes")
+}
+
+fn decompress(payload: &[u8], bytes_max: usize) -> Option<Vec<u8>> {
+    DECOMPRESSOR.with_borrow_mut(|decompressor| decompressor.decompress(payload, bytes_max)).ok()
 }
 
 /// Unpacks a batch that came from outside.
@@ -89,8 +107,7 @@ pub fn open(batch: &Batch) -> Result<(Table, Columns), MalformedBatch> {
     if actual != batch.crc {
         return Err(MalformedBatch::Checksum { expected: batch.crc, actual });
     }
-    let plain = zstd::bulk::decompress(&batch.payload, batch.uncompressed_bytes as usize)
-        .ok()
+    let plain = decompress(&batch.payload, batch.uncompressed_bytes as usize)
         .filter(|plain| plain.len() == batch.uncompressed_bytes as usize)
         .ok_or(MalformedBatch::Compression(batch.uncompressed_bytes))?;
     let Entries { strings, addresses } = measure(&plain, batch.rows)?;

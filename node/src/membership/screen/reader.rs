@@ -1,6 +1,11 @@
 //! Bytes as the gossip library writes them: little-endian numbers, short texts, addresses, and streams of compressed blocks.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    cell::RefCell,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use zstd::bulk::Decompressor;
 
 /// Cut off, beyond its limit, or not written by the library.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -8,6 +13,11 @@ pub(super) struct Malformed;
 
 /// The library's buffer for one block.
 const BLOCK_BYTES_MAX: usize = u16::MAX as usize;
+
+// A new one costs more than a datagram: it asks the processor what it can do, and a virtual one asks its host.
+thread_local! {
+    static DECOMPRESSOR: RefCell<Decompressor<'static>> = RefCell::default();
+}
 
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
@@ -76,7 +86,9 @@ pub(super) fn unpack(reader: &mut Reader<'_>, bytes_max: usize) -> Result<Vec<u8
         match block_type {
             1 => {
                 let room = BLOCK_BYTES_MAX.min(bytes_max - plain.len());
-                let block = zstd::bulk::decompress(block, room).map_err(|_| Malformed)?;
+                let block = DECOMPRESSOR
+                    .with_borrow_mut(|decompressor| decompressor.decompress(block, room))
+                    .map_err(|_| Malformed)?;
                 plain.extend_from_slice(&block);
             }
             2 => plain.extend_from_slice(block),
