@@ -75,7 +75,7 @@ fn inside(out: &mut dyn Write, config: &Config) -> anyhow::Result<()> {
 /// What no kernel makes up for.
 const LIMITS: [&str; 4] = [
     "callers in programs that were built without frame pointers; profiles show their innermost functions and little above them",
-    "TLS of GnuTLS, NSS and Java, and of programs without symbols that have OpenSSL or rustls inside",
+    "TLS of GnuTLS, NSS and Java, and of programs without symbols that have OpenSSL or rustls inside (counted: unseen_tls; the log names them)",
     "datagrams of Unix sockets (counted: unix_datagrams)",
     "the bytes of sendfile, splice and io_uring (counted where their length is seen: unseen_transfers)",
 ];

@@ -36,6 +36,8 @@ pub mod reason {
     pub const EVENT_DROPS: &str = "event_drops";
     /// Transfers of sockets whose bytes could not be seen (sendfile, io_uring).
     pub const UNSEEN_TRANSFERS: &str = "unseen_transfers";
+    /// Connections with TLS whose plain text was not seen: their program has no library, or no names of functions, that can be probed.
+    pub const UNSEEN_TLS: &str = "unseen_tls";
     /// Operations handed to io_uring where the kernel does not tell which of them are transfers.
     pub const IO_URING_SUBMISSIONS: &str = "io_uring_submissions";
     /// Samples, file events and process events that the kernel had no room for, or that were more than the agent keeps.

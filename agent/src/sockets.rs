@@ -20,6 +20,7 @@
 
 mod buffered;
 mod coroutines;
+mod dark;
 mod datagrams;
 mod frames;
 mod judging;
@@ -115,6 +116,8 @@ pub struct Counters {
     pub unplaced: u64,
     /// Streams of which bytes were not seen.
     pub gaps: u64,
+    /// Connections with TLS whose plain text nobody showed.
+    pub unseen_tls: u64,
 }
 
 /// A time on both clocks.
@@ -165,6 +168,8 @@ pub struct Sockets {
     judgements: Vec<(u64, Judgement)>,
     sessions: Vec<SessionBox>,
     counters: Counters,
+    /// Processes whose TLS was found to stay unseen.
+    dark: Vec<u32>,
 }
 
 impl Sockets {
@@ -189,6 +194,7 @@ impl Sockets {
             judgements: Vec::new(),
             sessions: Vec::new(),
             counters: Counters::default(),
+            dark: Vec::new(),
             config,
         }
     }
@@ -346,7 +352,7 @@ impl Sockets {
     ) {
         let now = self.moment(time);
         let is_out = data.way == Way::Out;
-        let touch = Touch { time, socket: key.socket, is_out, tcp_seq };
+        let touch = Touch { time, socket: key.socket, is_out, tcp_seq, length: data.length };
         self.threads.at(data.task).touch(touch);
         let known = self.sockets.get(&key).map(|known| known.ends == ends);
         if known == Some(false) {
@@ -370,6 +376,7 @@ impl Sockets {
             socket.begin_tls();
         }
         if socket.is_tls {
+            socket.dark.transfer(data.way);
             if begins_tls {
                 self.judge(key, if self.config.tls { Judgement::NoPayload } else { Judgement::Ignore });
             }
@@ -478,6 +485,7 @@ impl Sockets {
 
     /// A socket is over: what is open is handed out.
     fn end(&mut self, key: Key, out: &mut Vec<Call>) {
+        self.count_dark(key);
         let Some(socket) = self.sockets.get_mut(&key) else { return };
         if let Some(conversation) = &mut socket.conversation {
             conversation.finish(&mut self.sessions);
@@ -504,8 +512,7 @@ impl Sockets {
     fn look(&mut self, now_ns: u64, out: &mut Vec<Call>) {
         self.datagrams.look(now_ns, &mut self.judgements);
         let now_us = self.moment(now_ns).wall_us;
-        let mut over = Vec::new();
-        let mut waiting = Vec::new();
+        let (mut over, mut waiting, mut dark) = (Vec::new(), Vec::new(), Vec::new());
         for (key, socket) in &mut self.sockets {
             let kept = match socket.ends.transport {
                 Transport::Tcp => IDLE_TCP_NS,
@@ -516,7 +523,12 @@ impl Sockets {
                 over.push(*key);
             } else if socket.conversation.is_some() {
                 waiting.push(*key);
+            } else if socket.is_tls && socket.dark.is_due(now_us.saturating_sub(socket.first_seen)) {
+                dark.push(*key);
             }
+        }
+        for key in dark {
+            self.count_dark(key);
         }
         for key in waiting {
             if let Some(conversation) =

@@ -4,6 +4,7 @@
 //! programs are not in the kernel at all.
 
 use std::{
+    collections::HashSet,
     ops::ControlFlow,
     sync::{
         Arc,
@@ -39,6 +40,9 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 const HAND_OVER: Duration = Duration::from_millis(100);
 /// How often clocks, losses and processes are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Programs that are named for what stays unseen of them.
+const DARK_MAX: usize = 256;
 
 /// Programs in the kernel, before their thread begins.
 pub(super) struct Inside {
@@ -114,7 +118,8 @@ impl Inside {
             looked: None,
             handed_over: Instant::now(),
             counted: Losses::default(),
-            excess: 0,
+            of_sockets: sockets::Counters::default(),
+            dark: HashSet::new(),
             is_closed: false,
         };
         let halt = Arc::clone(halt);
@@ -145,7 +150,9 @@ struct Thread {
     looked: Option<Instant>,
     handed_over: Instant,
     counted: Losses,
-    excess: u64,
+    of_sockets: sockets::Counters,
+    /// Programs that were named for their unseen TLS.
+    dark: HashSet<String>,
     is_closed: bool,
 }
 
@@ -295,9 +302,25 @@ impl Thread {
         let datagrams = losses.unix_datagrams.saturating_sub(unix_datagrams);
         Metrics::add(&self.metrics.unix_datagrams, datagrams);
         self.counted = losses;
-        let excess = self.sockets.counters().excess;
-        self.metrics.lose(reason::EXCESS_SOCKETS, excess - self.excess);
-        self.excess = excess;
+        let sockets::Counters { excess, unseen_tls, .. } = self.sockets.counters();
+        self.metrics.lose(reason::EXCESS_SOCKETS, excess - self.of_sockets.excess);
+        self.metrics.lose(reason::UNSEEN_TLS, unseen_tls - self.of_sockets.unseen_tls);
+        self.of_sockets = self.sockets.counters();
+        self.name_dark(&facts);
+    }
+
+    /// Says once of each program that its TLS stays unseen.
+    fn name_dark(&mut self, facts: &Snapshot) {
+        for pid in self.sockets.take_dark() {
+            let name = facts.processes.get(&pid).map_or("", |process| process.name.as_str());
+            if self.dark.len() < DARK_MAX && self.dark.insert(name.to_owned()) {
+                tracing::warn!(
+                    pid,
+                    name,
+                    "requests inside TLS of a program stay unseen: it has no functions that can be probed"
+                );
+            }
+        }
     }
 
     /// Lists of names become lists of processes.

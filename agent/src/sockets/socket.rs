@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use metaflow_schema::enums::{L7Protocol, L7Type, ObservationPoint, SyscallTraceSource};
 
+use super::dark::Dark;
 use super::stream::{Origin, Stream};
 use super::{Call, Judgement, Moment};
 use crate::events::{SocketEnds, Task, Way};
@@ -46,6 +47,7 @@ pub(super) struct Socket {
     pub(super) has_coroutines: bool,
     /// What goes through it is encrypted; the streams are those of the plain text.
     pub(super) is_tls: bool,
+    pub(super) dark: Dark,
     /// The kernel was told something about it.
     pub(super) is_judged: bool,
     /// Nothing more is to be learnt from it.
@@ -78,6 +80,7 @@ impl Socket {
             has_sent: false,
             has_coroutines: false,
             is_tls: false,
+            dark: Dark::default(),
             is_judged: false,
             is_given_up: false,
             is_closed: false,

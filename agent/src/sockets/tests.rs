@@ -7,7 +7,7 @@ use metaflow_schema::enums::ResponseStatus;
 use super::*;
 use crate::events::Task;
 
-const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
+pub(super) const GET: &[u8] = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 const PING: &[u8] = b"*1\r\n$4\r\nPING\r\n";
 const PONG: &[u8] = b"+PONG\r\n";
@@ -15,8 +15,8 @@ const PONG: &[u8] = b"+PONG\r\n";
 const BASE: u64 = 1_000;
 
 /// Sockets, a clock and a short way to make events.
-struct Host {
-    sockets: Sockets,
+pub(super) struct Host {
+    pub(super) sockets: Sockets,
     now: u64,
     calls: Vec<Call>,
     seqs: FxHashMap<(u64, Way), u32>,
@@ -29,7 +29,7 @@ fn ends(local: &str, remote: &str) -> SocketEnds {
 }
 
 impl Host {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let config = Config { sockets_max: 100, session: Arc::default(), tls: true, trace_base: BASE };
         let mut sockets = Sockets::new(config);
         sockets.set_clock(1_000_000);
@@ -48,12 +48,12 @@ impl Host {
         if socket < 100 { ends(&client, &server) } else { ends(&server, &client) }
     }
 
-    fn open(&mut self, socket: u64) {
+    pub(super) fn open(&mut self, socket: u64) {
         let (time, ends) = (self.now, Self::ends(socket));
         self.event(Event::Opened { time, socket, ends, is_client: socket < 100 });
     }
 
-    fn transfer(&mut self, socket: u64, thread: u32, way: Way, payload: &[u8]) {
+    pub(super) fn transfer(&mut self, socket: u64, thread: u32, way: Way, payload: &[u8]) {
         let seq = self.seqs.entry((socket, way)).or_insert(7_000);
         let tcp_seq = *seq;
         *seq += payload.len() as u32;
@@ -63,7 +63,22 @@ impl Host {
         self.event(Event::Transfer { time, socket, ends, tcp_seq, data });
     }
 
-    fn plain(&mut self, session: u64, thread: u32, way: Way, entered: u64, payload: &[u8]) {
+    pub(super) fn close(&mut self, socket: u64) {
+        let time = self.now;
+        self.event(Event::Closed { time, socket });
+    }
+
+    pub(super) fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// Milliseconds pass.
+    pub(super) fn tick(&mut self, ms: u64) {
+        self.now += ms * 1_000_000;
+        self.sockets.tick(self.now, &mut self.calls);
+    }
+
+    pub(super) fn plain(&mut self, session: u64, thread: u32, way: Way, entered: u64, payload: &[u8]) {
         let task = Task { pid: thread / 10, thread, coroutine: self.coroutine };
         let data = Data { way, task, length: payload.len() as u32, payload };
         let time = self.now;

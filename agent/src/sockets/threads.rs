@@ -12,6 +12,9 @@ const WORKERS_MAX: usize = 32_768;
 /// Transfers of one worker that are remembered: a call into a TLS library reads a header and a body, or writes once.
 const TOUCHES: usize = 8;
 
+/// Type, version and length of a record of TLS.
+const RECORD_HEAD: u32 = 5;
+
 /// Streams that wait for their connection.
 pub(super) const EARLY_MAX: usize = 64;
 
@@ -25,6 +28,7 @@ pub(super) struct Touch {
     pub(super) socket: u64,
     pub(super) is_out: bool,
     pub(super) tcp_seq: u32,
+    pub(super) length: u32,
 }
 
 #[derive(Debug, Default)]
@@ -84,13 +88,14 @@ impl Thread {
         (first..self.count).rev().map(|at| &self.touches[at % TOUCHES]).find(|touch| !touch.is_out)
     }
 
-    /// The touch that carried what a TLS library handed over: the first of its direction, else any.
+    /// The touch that carried what a TLS library handed over: of what was sent the first. A handshake may have been done in the same call, or
+    /// other records read: of what was received, it is the head of the last record, where heads are read by themselves; else the first.
     pub(super) fn carrier(&self, from: u64, to: u64, way: Way) -> Option<Touch> {
         let is_out = way == Way::Out;
-        self.between(from, to)
-            .find(|touch| touch.is_out == is_out)
-            .or_else(|| self.between(from, to).next())
-            .copied()
+        let mut fitting = self.between(from, to).filter(|touch| touch.is_out == is_out);
+        let first = fitting.next();
+        let head = first.into_iter().chain(fitting).filter(|touch| !is_out && touch.length == RECORD_HEAD);
+        head.last().or(first).or_else(|| self.between(from, to).next()).copied()
     }
 }
 
@@ -196,6 +201,35 @@ impl<K: Copy + Eq + std::hash::Hash, V: Default> Recent<K, V> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_library_read_came_with_the_last_record_whose_head_it_read() {
+        let carrier = |lengths: &[(bool, u32)], way| {
+            let mut thread = Thread::default();
+            for (at, (is_out, length)) in lengths.iter().enumerate() {
+                let (time, tcp_seq) = (at as u64, at as u32);
+                thread.touch(Touch { time, socket: 1, is_out: *is_out, tcp_seq, length: *length });
+            }
+            thread.carrier(0, 100, way).map(|touch| touch.tcp_seq)
+        };
+        // A handshake, and then the request in two parts.
+        let reads = [
+            (false, 5),
+            (false, 300),
+            (true, 900),
+            (false, 5),
+            (false, 60),
+            (false, 5),
+            (false, 80),
+            (false, 9),
+        ];
+        assert_eq!(carrier(&reads, Way::In), Some(5));
+        // Many records in one go, then the rest of the last one.
+        assert_eq!(carrier(&[(false, 4_000), (false, 100)], Way::In), Some(0));
+        assert_eq!(carrier(&[(true, 5), (true, 16_000)], Way::Out), Some(0));
+        assert_eq!(carrier(&[(true, 5)], Way::In), Some(0));
+        assert_eq!(carrier(&[], Way::In), None);
+    }
 
     #[test]
     fn who_is_busy_is_not_forgotten_for_those_who_come_and_go() {

@@ -1,5 +1,6 @@
 //! Requests inside TLS of a Rust program (rustls): this test's own program serves and asks by tokio-rustls, its peers have OpenSSL.
 
+use std::path::Path;
 use std::process::Command;
 
 use metaflow_agent::probes::Settings;
@@ -17,7 +18,11 @@ const HTTP: &[u8] = b"http/1.1";
 
 /// This program again, at one of its tests.
 fn inside(test: &str, arguments: &[&str]) -> Served {
-    let mut command = Command::new(std::env::current_exe().unwrap());
+    run_inside(&std::env::current_exe().unwrap(), test, arguments)
+}
+
+fn run_inside(program: &Path, test: &str, arguments: &[&str]) -> Served {
+    let mut command = Command::new(program);
     command.args(["--exact", &format!("rust::{test}"), "--nocapture"]);
     Served::start(command.env(INSIDE, arguments.join(" ")))
 }
@@ -124,19 +129,50 @@ fn a_server_with_rustls_is_seen_inside_tls_as_root() {
     let other = watch.serve(TLS, &[&certificate, &key, "0"]);
     watch.wait_for_libraries(&other);
     let mut server = inside("a_server_with_rustls_is_seen_inside_tls_as_root", &[&certificate, &key]);
-    let port: u16 = loop {
-        if let Some(port) = server.line().split("port ").nth(1) {
-            break port.parse().unwrap();
-        }
-    };
+    let port = port(&mut server);
     watch.wait_for_libraries(&server);
+    watch.run(&mut curl(port, &certificate));
+    all_are_seen(&mut watch, port);
+}
+
+/// Where a server listens that is this program.
+fn port(server: &mut Served) -> u16 {
+    loop {
+        if let Some(port) = server.line().split("port ").nth(1) {
+            return port.parse().unwrap();
+        }
+    }
+}
+
+fn curl(port: u16, certificate: &str) -> Command {
     let mut curl = Command::new("curl");
-    curl.args(["--silent", "--fail", "--http1.1", "--cacert", &certificate]);
+    curl.args(["--silent", "--fail", "--http1.1", "--cacert", certificate]);
     for number in 0..REQUESTS {
         curl.args(["--output", "/dev/null", &format!("https://localhost:{port}/{number}")]);
     }
-    watch.run(&mut curl);
-    all_are_seen(&mut watch, port);
+    curl
+}
+
+/// Without names of functions nothing can be probed, so it is said that something is not seen.
+#[test]
+fn a_stripped_program_with_rustls_is_counted_as_unseen_as_root() {
+    let (folder, [certificate, key]) = certificate();
+    let program = folder.path().join("stripped");
+    let mut strip = Command::new("strip");
+    strip.arg("-o").arg(&program).arg(std::env::current_exe().unwrap());
+    assert!(strip.status().unwrap().success());
+    let mut watch = Watch::start(Settings::default());
+    let other = watch.serve(TLS, &[&certificate, &key, "0"]);
+    watch.wait_for_libraries(&other);
+    let test = "a_server_with_rustls_is_seen_inside_tls_as_root";
+    let mut server = run_inside(&program, test, &[&certificate, &key]);
+    let port = port(&mut server);
+    watch.run(&mut curl(port, &certificate));
+    // curl's library has names.
+    let calls = watch.calls_until(port, REQUESTS);
+    assert!(calls.iter().all(|call| call.point == ObservationPoint::ClientProcess), "{calls:#?}");
+    watch.until(|watch| watch.dark().contains(&server.id()));
+    assert_eq!(watch.probes_below(folder.path()), 0);
 }
 
 #[test]

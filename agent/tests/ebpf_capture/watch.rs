@@ -37,6 +37,7 @@ pub(crate) struct Watch {
     events: HashMap<u16, (u64, u64)>,
     skips_told: usize,
     sockets_left: usize,
+    dark: Vec<u32>,
 }
 
 impl Watch {
@@ -60,6 +61,7 @@ impl Watch {
             events: HashMap::new(),
             skips_told: 0,
             sockets_left: 0,
+            dark: Vec::new(),
         };
         // The libraries of programs that run already.
         for _ in 0..50 {
@@ -93,6 +95,7 @@ impl Watch {
         }
         probes.search_libraries(now_ms);
         sockets.tick(clock::monotonic_ns(), calls);
+        self.dark.extend(sockets.take_dark());
         for (socket, judgement) in sockets.take_judgements() {
             self.sockets_left += usize::from(judgement == Judgement::Ignore);
             self.skips_told += usize::from(matches!(judgement, Judgement::Skip { .. }));
@@ -179,6 +182,11 @@ impl Watch {
     /// Transfers whose bytes could not be seen.
     pub(crate) fn unseen(&self) -> u64 {
         self.probes.losses().unseen
+    }
+
+    /// Processes whose TLS stayed unseen.
+    pub(crate) fn dark(&self) -> &[u32] {
+        &self.dark
     }
 
     /// How often the kernel was told to leave the rest of a body uncopied.
