@@ -21,6 +21,7 @@ use row::Place;
 pub use row::{Row, RowId};
 pub use timing::{Timing, timings};
 
+use futures::future::try_join_all;
 use metaflow_query::Request;
 use serde::de::DeserializeOwned;
 
@@ -34,6 +35,9 @@ const ROW_SECONDS_MAX: u64 = 600;
 
 /// Names asked for in one statement: as long as others are.
 const NAMES_MAX: usize = 4_000;
+
+/// Statements of one trace that run at a time: a part of what the querier runs for all.
+const STATEMENTS_MAX: usize = 4;
 
 /// What a trace is looked for by.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -127,16 +131,10 @@ impl<S: Source> Querier<S> {
         found: &mut Found,
         wanted: impl Fn(&Row) -> bool,
     ) -> Result<(), Error> {
-        for statement in statements {
-            let answer = self.answer(&statement, Some("flow_log"), now).await?;
-            let rows: Vec<Row> = rows_of(&answer)?;
-            found.cut |= rows.len() >= ROWS_MAX;
-            for row in rows.into_iter().filter(|row| wanted(row)) {
-                if found.places.len() >= ROWS_MAX {
-                    found.cut = true;
-                } else if found.places.insert(row.place()) {
-                    found.rows.push(row);
-                }
+        for statements in statements.chunks(STATEMENTS_MAX) {
+            let asked = statements.iter().map(|statement| self.answer(statement, Some("flow_log"), now));
+            for answer in try_join_all(asked).await? {
+                found.take(rows_of(&answer)?, &wanted);
             }
         }
         Ok(())
@@ -154,4 +152,18 @@ struct Found {
     rows: Vec<Row>,
     places: HashSet<Place>,
     cut: bool,
+}
+
+impl Found {
+    /// Takes what is wanted of the rows that a statement brought.
+    fn take(&mut self, rows: Vec<Row>, wanted: impl Fn(&Row) -> bool) {
+        self.cut |= rows.len() >= ROWS_MAX;
+        for row in rows.into_iter().filter(|row| wanted(row)) {
+            if self.places.len() >= ROWS_MAX {
+                self.cut = true;
+            } else if self.places.insert(row.place()) {
+                self.rows.push(row);
+            }
+        }
+    }
 }

@@ -104,12 +104,17 @@ fn requests(rows: &[Row]) -> Vec<Request> {
         }
         requests.push(Request { rows: members });
     }
+    by_half.values().for_each(|alike| join_ends(rows, &mut requests, alike));
     // A row that saw one side only belongs to the request with that number on the same connection.
     for at in partial {
         let row = &rows[at];
         let half = if row.req_tcp_seq != 0 { (row.req_tcp_seq, false) } else { (row.resp_tcp_seq, true) };
         let known = by_half.entry(half).or_default();
-        match known.iter().find(|request| same_connection(&rows[requests[**request].first()], row)) {
+        let is_same = |request: &usize| {
+            let first = requests[*request].rows.first();
+            first.is_some_and(|first| same_connection(&rows[*first], row))
+        };
+        match known.iter().find(|request| is_same(request)) {
             Some(request) => requests[*request].rows.push(at),
             None => {
                 known.push(requests.len());
@@ -117,11 +122,37 @@ fn requests(rows: &[Row]) -> Vec<Request> {
             }
         }
     }
+    requests.retain(|request| !request.rows.is_empty());
     for request in &mut requests {
         request.rows.sort_by_key(|at| (rows[*at].position(), rows[*at].start_time, *at));
     }
     requests.sort_by_key(|request| request.rows.iter().copied().min());
     requests
+}
+
+/// Of requests that have one number in common. Inside TLS, the first request of a connection may be read together with the end of the
+/// handshake, and the first response with what servers send after it, whose number it then has: so one number of two may be another one at
+/// the other end. Where there is one request at each end, they are the same.
+fn join_ends(rows: &[Row], requests: &mut [Request], alike: &[usize]) {
+    let seen_by = |is_there: fn(&Row) -> bool| {
+        let mut found = alike.iter().copied().filter(|request| {
+            let views = &requests[*request].rows;
+            !views.is_empty() && views.iter().all(|at| is_there(&rows[*at]))
+        });
+        found.next().filter(|_| found.next().is_none())
+    };
+    let (Some(client), Some(server)) = (seen_by(Row::is_client_process), seen_by(Row::is_server_process))
+    else {
+        return;
+    };
+    let (asked, served) = (&rows[requests[client].first()], &rows[requests[server].first()]);
+    // Calls into TLS libraries are seen at their end, when the other side may be done already.
+    let is_then = asked.agent_id != served.agent_id
+        || asked.start_time <= served.end_time && served.start_time <= asked.end_time;
+    if is_then && asked.request_id == served.request_id && same_connection(asked, served) {
+        let views = std::mem::take(&mut requests[server].rows);
+        requests[client].rows.extend(views);
+    }
 }
 
 fn same_connection(a: &Row, b: &Row) -> bool {

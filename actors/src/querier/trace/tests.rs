@@ -86,6 +86,26 @@ fn a_row_without_a_response_belongs_to_its_connection_only() {
 }
 
 #[test]
+fn ends_of_tls_that_share_one_number_are_one_request() {
+    let of = |name: &str, at, time, seq, port| Row {
+        client_port: port,
+        ..ends(row(name, at, 1, time, seq), "c", "s")
+    };
+    let client = |seq| of("a", At::ClientProcess, (1, 9), seq, 1);
+    let server = |seq| of("a", At::ServerProcess, (2, 8), seq, 1);
+    check(&[client((7, 9)), server((6, 9))], &["a c-p", "  a s-p tcp_seq"]);
+    check(&[client((7, 9)), server((7, 8))], &["a c-p", "  a s-p tcp_seq"]);
+    check(&[client((7, 9)), server((6, 8))], &["a c-p", "a s-p"]);
+    // On another connection, at another time, of another stream, or one of two.
+    let other = of("b", At::ServerProcess, (2, 8), (6, 9), 2);
+    check(&[client((7, 9)), other], &["a c-p", "b s-p"]);
+    check(&[client((7, 9)), of("b", At::ServerProcess, (10, 12), (6, 9), 1)], &["a c-p", "b s-p"]);
+    check(&[client((7, 9)), Row { request_id: 3, ..server((6, 9)) }], &["a c-p", "a s-p"]);
+    let second = of("b", At::ServerProcess, (3, 8), (5, 9), 1);
+    check(&[client((7, 9)), server((6, 9)), second], &["a c-p", "a s-p", "b s-p"]);
+}
+
+#[test]
 fn system_calls_link_what_a_process_sends_to_what_it_serves() {
     let served = |name: &str, time, ids: (u64, u64), seq| {
         syscalls(row(name, At::ServerProcess, 2, time, (seq, seq)), ids.0, ids.1)
