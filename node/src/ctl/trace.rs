@@ -78,12 +78,12 @@ fn tree(data: &Value, spans: &[Value], wide: bool) -> String {
 
 fn cells(span: &Value, spans: &[Value], wide: bool) -> Vec<String> {
     let level = number(span, "level") as usize;
-    let name = ["l7_protocol", "request_type", "request_resource"]
-        .map(|field| text(&span[field]))
-        .into_iter()
-        .filter(|part| !part.is_empty())
-        .collect::<Vec<_>>()
-        .join(" ");
+    let [protocol, kind, resource] =
+        ["l7_protocol", "request_type", "request_resource"].map(|field| text(&span[field]));
+    // Statements and commands begin with their type.
+    let kind = if resource.starts_with(&kind) { String::new() } else { kind };
+    let name =
+        [protocol, kind, resource].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ");
     let name: String = name.chars().take(80).collect();
     let status = ["normal", "", "timeout", "server error", "client error", "unknown"];
     let status = status.get(number(span, "response_status") as usize).copied().unwrap_or_default();
@@ -133,12 +133,12 @@ mod tests {
         };
         let spans = [
             span(0, "/a", 5_000_000, 2_000_000, Value::Null),
-            span(1, "/b", 5_000_999, 1_000, "syscall".into()),
+            span(1, "GET b", 5_000_999, 1_000, "syscall".into()),
         ];
         let expected = "\
 at     took    own  gap     span             seen  by    link     answer
 0us    2.000s  7us  1.50ms  HTTP GET /a      s     shop           server error 500
-999us  1.00ms  7us  1.50ms    HTTP GET /b    s     shop  syscall  server error 500
+999us  1.00ms  7us  1.50ms    HTTP GET b     s     shop  syscall  server error 500
 
 2 spans in 2.000s, 3 rounds of look-ups
 ";
@@ -147,6 +147,6 @@ at     took    own  gap     span             seen  by    link     answer
             shown.split_whitespace().collect::<Vec<_>>(),
             expected.split_whitespace().collect::<Vec<_>>()
         );
-        assert!(shown.contains("    HTTP GET /b") || shown.contains("  HTTP GET /b"), "{shown}");
+        assert!(shown.contains("    HTTP GET b"), "{shown}");
     }
 }
