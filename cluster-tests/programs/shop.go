@@ -1,4 +1,4 @@
-// A server of HTTP with a goroutine for each connection: PORT DSN. Each request asks a database three times: two goroutines of its own at
+// A server of HTTP with a goroutine for each connection: PORT DSN, and certificate and key where it is encrypted. Each request asks a database three times: two goroutines of its own at
 // the same time, over connections that all share, and then itself.
 package main
 
@@ -44,5 +44,9 @@ func main() {
 		ask(number, "c")
 		fmt.Fprint(writer, "ok")
 	})
-	check(http.ListenAndServe("127.0.0.1:"+os.Args[1], nil))
+	address := "127.0.0.1:" + os.Args[1]
+	if len(os.Args) > 4 {
+		check(http.ListenAndServeTLS(address, os.Args[3], os.Args[4], nil))
+	}
+	check(http.ListenAndServe(address, nil))
 }

@@ -1,8 +1,9 @@
-"""A server of HTTP with a thread for each connection: PORT REDIS SQL. Each request asks Redis twice and a database once (0: none of it), over
+"""A server of HTTP with a thread for each connection: PORT REDIS SQL, and certificate and key where it is encrypted. Each request asks Redis twice and a database once (0: none of it), over
 connections of the thread, with the usual clients where they are installed."""
 
 import http.server
 import socket
+import ssl
 import sys
 import threading
 
@@ -66,4 +67,10 @@ class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 256
 
 
-Server(("127.0.0.1", port), Handler).serve_forever()
+server = Server(("127.0.0.1", port), Handler)
+if sys.argv[4:]:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*sys.argv[4:6])
+    # Each thread shakes hands by itself: one that only looks whether something listens holds up nobody.
+    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+server.serve_forever()

@@ -6,10 +6,12 @@
 //!
 //! Leaves out: node and store (`tests/traces.rs`).
 
+mod cases;
 mod observer;
 mod programs;
 mod verdict;
 
+pub use cases::{CASES, Case};
 pub use observer::{Observer, Seen};
-pub use programs::{Chain, Load, Part, drive};
+pub use programs::{Chain, Load, Part};
 pub use verdict::{Verdict, judge};

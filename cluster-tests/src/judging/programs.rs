@@ -36,6 +36,8 @@ pub struct Chain {
     pub looked_into: Vec<u32>,
     folder: PathBuf,
     children: Vec<Child>,
+    /// Certificate and key of what is encrypted from here on.
+    tls: Option<[String; 2]>,
 }
 
 /// What the driver does.
@@ -49,11 +51,30 @@ pub struct Load {
 
 impl Chain {
     pub fn new(folder: &Path) -> Self {
-        Self { parts: Vec::new(), looked_into: Vec::new(), folder: folder.to_owned(), children: Vec::new() }
+        Self {
+            parts: Vec::new(),
+            looked_into: Vec::new(),
+            folder: folder.to_owned(),
+            children: Vec::new(),
+            tls: None,
+        }
     }
 
     pub fn ports(&self) -> Vec<u16> {
         self.parts.iter().map(|part| part.port).collect()
+    }
+
+    /// nginx, the server with threads and the one of Go are asked by TLS.
+    pub fn encrypt(&mut self) -> Result<()> {
+        let files = ["server.crt", "server.key"].map(|name| self.folder.join(name).display().to_string());
+        let made = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"])
+            .args(["-subj", "/CN=localhost", "-out", &files[0], "-keyout", &files[1]])
+            .output()
+            .context("failed to run openssl")?;
+        ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        self.tls = Some(files);
+        Ok(())
     }
 
     fn add(&mut self, port: u16, below: Option<u16>, asked: usize) {
@@ -63,6 +84,20 @@ impl Chain {
     /// The program that was started last is not asked before there are probes in it.
     fn look_into_last(&mut self) {
         self.looked_into.extend(self.children.last().map(Child::id));
+    }
+
+    /// Asks the first program; each answer must be 200.
+    pub fn drive(&self, port: u16, load: Load) -> Result<()> {
+        let Load { traces, connections, rate } = load;
+        let output = Command::new(PYTHON)
+            .arg(program("driver.py"))
+            .args([usize::from(port), traces, connections, rate].map(|number| number.to_string()))
+            .args(self.tls.iter().map(|_| "tls"))
+            .output()?;
+        if !output.status.success() {
+            bail!("the driver failed: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(())
     }
 
     /// Starts a program and waits until it listens.
@@ -129,7 +164,10 @@ impl Chain {
     pub fn threads(&mut self, port: u16, below: Option<u16>, redis: u16, sql: Option<u16>) -> Result<()> {
         let mut command = Command::new(PYTHON);
         command.arg(program("threads.py")).args([port, redis, sql.unwrap_or(0)].map(|port| port.to_string()));
-        self.start(&mut command, port)?;
+        self.start(command.args(self.tls.iter().flatten()), port)?;
+        if self.tls.is_some() {
+            self.look_into_last();
+        }
         self.add(port, below, 1);
         Ok(())
     }
@@ -184,11 +222,18 @@ impl Chain {
     pub fn nginx(&mut self, backend: u16, below: Option<u16>) -> Result<u16> {
         let port = free_port();
         let folder = self.folder.display();
+        let (listen, scheme) = match &self.tls {
+            Some([certificate, key]) => (
+                format!("{port} ssl;\n    ssl_certificate {certificate};\n    ssl_certificate_key {key}"),
+                "https",
+            ),
+            None => (port.to_string(), "http"),
+        };
         let text = format!(
             "worker_processes 1;\ndaemon off;\npid {folder}/nginx.pid;\nerror_log stderr;\nevents {{ worker_connections 1024; }}\n\
              http {{\n  access_log off;\n  client_body_temp_path {folder}/b;\n  proxy_temp_path {folder}/p;\n  fastcgi_temp_path {folder}/f;\n  \
              uwsgi_temp_path {folder}/u;\n  scgi_temp_path {folder}/s;\n  keepalive_requests 1000000;\n  server {{\n    listen \
-             127.0.0.1:{port};\n    location / {{\n      proxy_pass http://127.0.0.1:{backend};\n      proxy_set_header X-Request-ID \
+             127.0.0.1:{listen};\n    location / {{\n      proxy_pass {scheme}://127.0.0.1:{backend};\n      proxy_set_header X-Request-ID \
              $request_id;\n    }}\n  }}\n}}\n"
         );
         let file = self.folder.join("nginx.conf");
@@ -196,6 +241,9 @@ impl Chain {
         let mut command = Command::new("/usr/sbin/nginx");
         command.arg("-p").arg(&self.folder).arg("-c").arg(&file);
         self.start(&mut command, port)?;
+        if self.tls.is_some() {
+            self.look_into_last();
+        }
         self.add(port, below, 1);
         Ok(port)
     }
@@ -222,19 +270,6 @@ impl Drop for Chain {
             drop(child.wait());
         }
     }
-}
-
-/// Asks the first program of a chain; each answer must be 200.
-pub fn drive(port: u16, load: Load) -> Result<()> {
-    let Load { traces, connections, rate } = load;
-    let output = Command::new(PYTHON)
-        .arg(program("driver.py"))
-        .args([usize::from(port), traces, connections, rate].map(|number| number.to_string()))
-        .output()?;
-    if !output.status.success() {
-        bail!("the driver failed: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(())
 }
 
 fn program(name: &str) -> PathBuf {

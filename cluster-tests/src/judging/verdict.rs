@@ -6,7 +6,7 @@ use std::{
 };
 
 use metaflow_actors::querier::trace::{Reason as TraceReason, Row as TraceRow, Span as TraceSpan, assemble};
-use metaflow_schema::enums::L7Type;
+use metaflow_schema::enums::{L7Type, ObservationPoint};
 
 use super::{Chain, Seen};
 
@@ -120,7 +120,8 @@ fn link(spans: &[TraceSpan], span: &TraceSpan, trace: usize, chain: &Chain, verd
     let row = &span.row;
     let expected = chain.parts.iter().find(|part| part.port == row.server_port).and_then(|part| part.below);
     let Some((above, reason)) = span.parent else {
-        let missing = expected.is_some();
+        // What serves the driver is below what the driver asked.
+        let missing = expected.is_some() || row.observation_point == ObservationPoint::ServerProcess as u8;
         if missing && verdict.examples.len() < SHOWN {
             verdict.examples.push(format!("no link: {}", shown(row)));
         }

@@ -65,7 +65,7 @@ impl Chain {
             .context("failed to run go")?;
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let dsn = format!("host=127.0.0.1 port={database} user=postgres dbname=postgres sslmode=disable");
-        self.start(Command::new(binary).args([port.to_string(), dsn]), port)?;
+        self.start(Command::new(binary).args([port.to_string(), dsn]).args(self.tls.iter().flatten()), port)?;
         self.look_into_last();
         self.add(port, None, 1);
         Ok(())
