@@ -18,6 +18,7 @@ pub mod events;
 pub mod facts;
 pub mod flow;
 pub mod guard;
+pub mod heap;
 pub mod incidents;
 pub mod metrics;
 pub mod packet;

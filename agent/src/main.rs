@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use metaflow_agent::{
     capabilities,
     config::{Config, Log, LogFormat},
+    heap,
     process::{self, Replay, Status},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -83,6 +84,7 @@ enum At {
 }
 
 fn main() -> ExitCode {
+    heap::keep_little();
     let cli = Cli::parse();
     match start(cli) {
         Ok(()) => ExitCode::SUCCESS,

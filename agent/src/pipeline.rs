@@ -1,8 +1,8 @@
 //! The path of rows within the process: a capture thread with the flow table, a bounded queue, and a sealing thread with the emitter
 //! and the spool. No async on it; the sender works from the spool on its own threads.
 //!
-//! Bound: the queue holds [`QUEUE`] pieces of [`PIECE_ROWS`] rows. When the sealing thread does not follow, a live capture drops
-//! pieces and counts their rows (`emit_backlog`), and a replay waits.
+//! Bound: the queue holds [`QUEUE`] pieces of [`PIECE_ROWS`] rows. When the sealing thread does not follow, a live capture of packets drops
+//! pieces and counts their rows (`emit_backlog`), the eBPF thread leaves records in the ring, and a replay waits.
 
 mod feed;
 mod seal;
@@ -13,9 +13,9 @@ pub use seal::{Sealer, Settings};
 use crate::flow::Output;
 
 /// Pieces in the queue between the threads.
-pub const QUEUE: usize = 16;
+pub const QUEUE: usize = 8;
 /// Rows at which a piece is handed over.
-pub const PIECE_ROWS: usize = 2_048;
+pub const PIECE_ROWS: usize = 1_024;
 
 /// What the capture thread hands to the sealing thread.
 #[derive(Debug)]

@@ -422,7 +422,7 @@ fn kernel_types() -> Result<KernelTypes, String> {
     const PATH: &str = "/sys/kernel/btf/vmlinux";
     let bytes = std::fs::read(PATH)
         .map_err(|error| format!("{PATH}: {error} (a kernel with CONFIG_DEBUG_INFO_BTF is needed)"))?;
-    let library = Btf::from_sys_fs().map_err(|error| explain(&error))?;
+    let library = Btf::parse(&bytes, object::Endianness::default()).map_err(|error| explain(&error))?;
     Ok(KernelTypes { bytes, library })
 }
 

@@ -77,11 +77,16 @@ fn find(elf: &Elf, tls: bool) -> Result<Findings, Error> {
     if go::is_go(elf) {
         go::find(elf, tls, &mut findings)?;
     }
-    if tls {
+    let [has_openssl, has_rustls, has_tokio] = elf.mentions([FUNCTIONS[0].0, rust::LIBRARY, tokio::POLL])?;
+    if tls && has_openssl {
         openssl(elf, &mut findings)?;
+    }
+    if tls && has_rustls {
         rust::find(elf, &mut findings)?;
     }
-    tokio::find(elf, &mut findings)?;
+    if has_tokio {
+        tokio::find(elf, &mut findings)?;
+    }
     Ok(findings)
 }
 

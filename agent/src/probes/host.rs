@@ -130,15 +130,19 @@ impl HostProbes {
         ring_bytes: u32,
         file_latency_us: u32,
         unused: &[&str],
-    ) -> Result<(Self, KernelTypes), String> {
-        let btf = kernel_types()?;
-        let types = Types::parse(&btf.bytes).map_err(|error| error.to_string())?;
-        let constants = constants::constants(&types, settings, std::process::id(), false)
+    ) -> Result<(Self, Btf), String> {
+        let KernelTypes { bytes, library } = kernel_types()?;
+        let (constants, own) = Types::parse(&bytes)
+            .and_then(|types| {
+                let constants = constants::constants(&types, settings, std::process::id(), false)?;
+                Ok((constants, own_constants(&types, file_latency_us)?))
+            })
             .map_err(|error| error.to_string())?;
-        let own = own_constants(&types, file_latency_us).map_err(|error| error.to_string())?;
+        // Some megabytes, while programs are loaded.
+        drop(bytes);
         let mut loader = EbpfLoader::new();
         loader
-            .btf(Some(&btf.library))
+            .btf(Some(&library))
             .override_global("CONSTANTS", &constants[..], true)
             .override_global("HOST_CONSTANTS", &own[..], true)
             .map_max_entries("EVENTS", ring_bytes);
@@ -155,7 +159,7 @@ impl HostProbes {
             counters: PerCpuArray::try_from(take("COUNTERS")?).map_err(|error| explain(&error))?,
             ebpf,
         };
-        Ok((probes, btf))
+        Ok((probes, library))
     }
 
     /// The clock of the software: it ticks on every machine, virtual ones too, and takes no counter from anybody.
@@ -225,7 +229,7 @@ type Attach = fn(&mut HostProbes, &Btf, u32) -> Result<(), String>;
 
 /// Tries each part that is wanted; the group is there when one works.
 fn attach_all<const PARTS: usize>(
-    loaded: Result<(HostProbes, KernelTypes), String>,
+    loaded: Result<(HostProbes, Btf), String>,
     parts: [(bool, &'static str, &'static str, Attach); PARTS],
     frequency: u32,
 ) -> (Option<HostProbes>, Vec<Capability>) {
@@ -237,7 +241,7 @@ fn attach_all<const PARTS: usize>(
             continue;
         }
         let problem = match &mut loaded {
-            Ok((probes, btf)) => attach(probes, &btf.library, frequency).err(),
+            Ok((probes, btf)) => attach(probes, btf, frequency).err(),
             Err(problem) => Some(problem.clone()),
         };
         works |= problem.is_none();

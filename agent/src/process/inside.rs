@@ -36,6 +36,8 @@ use crate::{
 
 /// How often records are read: a wakeup for each would cost the traced programs more than all the rest.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How often it is looked whether there is room again in a full queue.
+const ROOM_INTERVAL: Duration = Duration::from_millis(1);
 /// Calls of less than a piece are handed over after so long.
 const HAND_OVER: Duration = Duration::from_millis(100);
 /// How often clocks, losses and processes are looked at.
@@ -169,11 +171,12 @@ impl Thread {
             if self.handed_over.elapsed() >= HAND_OVER {
                 self.hand_over();
             }
-            std::thread::park_timeout(POLL_INTERVAL);
+            let wait = if self.is_full() { ROOM_INTERVAL } else { POLL_INTERVAL };
+            std::thread::park_timeout(wait);
         }
         self.read();
         self.sockets.finish(&mut self.output.calls);
-        self.hand_over();
+        self.hand_over_last();
     }
 
     /// Takes the programs out of the kernel while nothing may be captured, and puts them back.
@@ -241,20 +244,25 @@ impl Thread {
     }
 
     /// Reads what is there. A record may complete many requests (pipelines): they are handed over piece by piece, so that what waits is
-    /// bounded.
+    /// bounded. When the sealing thread does not follow, records stay in the ring, where a request takes a small part of what it takes here.
     fn read(&mut self) {
         let mut records = 0;
-        loop {
-            let taken = self.read_piece();
-            let is_piece = self.output.calls.len() >= PIECE_ROWS;
-            if is_piece {
+        while records < RECORDS_MAX {
+            if self.is_full() {
                 self.hand_over();
             }
-            records += taken;
-            if !is_piece || records >= RECORDS_MAX {
+            if self.is_full() {
+                return;
+            }
+            records += self.read_piece();
+            if !self.is_full() {
                 return;
             }
         }
+    }
+
+    fn is_full(&self) -> bool {
+        self.output.calls.len() >= PIECE_ROWS
     }
 
     fn read_piece(&mut self) -> usize {
@@ -351,18 +359,27 @@ impl Thread {
         });
     }
 
+    /// Hands over what there is; where there is no room, it is kept.
     fn hand_over(&mut self) {
-        self.handed_over = Instant::now();
-        let calls = self.output.calls.len();
-        // As much room as it took this time: growing anew would move all of it several times.
-        let next = Output { calls: Vec::with_capacity(calls), ..Output::default() };
-        let output = std::mem::replace(&mut self.output, next);
-        let piece = Piece { output, traffic_now: clock::now(), end: false };
+        let piece = self.take_piece();
         match self.queue.try_send(piece) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => self.metrics.lose(reason::EMIT_BACKLOG, calls as u64),
+            Ok(()) => self.handed_over = Instant::now(),
+            Err(TrySendError::Full(piece)) => self.output = piece.output,
             Err(TrySendError::Disconnected(_)) => self.is_closed = true,
         }
+    }
+
+    /// The end: waits for room.
+    fn hand_over_last(&mut self) {
+        let piece = self.take_piece();
+        self.is_closed |= self.queue.send(piece).is_err();
+    }
+
+    fn take_piece(&mut self) -> Piece {
+        // As much room as it took this time: growing anew would move all of it several times.
+        let next = Output { calls: Vec::with_capacity(self.output.calls.len()), ..Output::default() };
+        let output = std::mem::replace(&mut self.output, next);
+        Piece { output, traffic_now: clock::now(), end: false }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Functions of the kernel, as /proc/kallsyms lists them.
 
+use std::io::BufRead;
+
 /// Names by address; the names lie in one text.
 #[derive(Debug, Default)]
 pub(super) struct KernelSymbols {
@@ -10,28 +12,35 @@ pub(super) struct KernelSymbols {
 
 impl KernelSymbols {
     /// Lines like `ffffffff81000000 T _stext [module]`. Without the right to see addresses they are all 0, and there are no names.
-    pub(super) fn parse(text: &str) -> Self {
+    /// Line by line: the whole text has several times the size of what is kept.
+    pub(super) fn read(mut text: impl BufRead) -> Self {
         let mut found = Self::default();
-        for line in text.lines() {
-            let mut fields = line.split_ascii_whitespace();
-            let (Some(address), Some(kind), Some(name)) = (fields.next(), fields.next(), fields.next())
-            else {
-                continue;
-            };
-            let Ok(address) = u64::from_str_radix(address, 16) else { continue };
-            if address == 0 || !matches!(kind, "t" | "T" | "w" | "W") {
-                continue;
-            }
-            let (Ok(at), Ok(length)) = (u32::try_from(found.names.len()), u16::try_from(name.len())) else {
-                break;
-            };
-            found.names.push_str(name);
-            found.symbols.push((address, at, length));
+        let mut line = String::new();
+        while text.read_line(&mut line).is_ok_and(|bytes| bytes > 0) {
+            found.add(&line);
+            line.clear();
         }
         found.symbols.sort_unstable_by_key(|(address, _, _)| *address);
         found.symbols.shrink_to_fit();
         found.names.shrink_to_fit();
         found
+    }
+
+    /// A line that is no function adds nothing.
+    fn add(&mut self, line: &str) {
+        let mut fields = line.split_ascii_whitespace();
+        let (Some(address), Some(kind), Some(name)) = (fields.next(), fields.next(), fields.next()) else {
+            return;
+        };
+        let Ok(address) = u64::from_str_radix(address, 16) else { return };
+        if address == 0 || !matches!(kind, "t" | "T" | "w" | "W") {
+            return;
+        }
+        let (Ok(at), Ok(length)) = (u32::try_from(self.names.len()), u16::try_from(name.len())) else {
+            return;
+        };
+        self.names.push_str(name);
+        self.symbols.push((address, at, length));
     }
 
     /// The function that an address lies in.
@@ -53,9 +62,9 @@ mod tests {
     #[test]
     fn an_address_belongs_to_the_function_before_it() {
         let text = "ffff20 T second\nffff10 t first\nffff15 d data\nffff30 t third [module]\n";
-        let symbols = KernelSymbols::parse(text);
+        let symbols = KernelSymbols::read(text.as_bytes());
         let names = [0xffff05, 0xffff10, 0xffff1f, 0xffff20, 0xffff99].map(|address| symbols.name(address));
         assert_eq!(names, [None, Some("first"), Some("first"), Some("second"), Some("third")]);
-        assert!(KernelSymbols::parse("0000000000000000 T hidden\n").is_empty());
+        assert!(KernelSymbols::read(&b"0000000000000000 T hidden\n"[..]).is_empty());
     }
 }

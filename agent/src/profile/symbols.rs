@@ -5,7 +5,7 @@
 
 use std::{
     fs::File,
-    io::Read as _,
+    io::{BufReader, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
@@ -26,7 +26,7 @@ const SPACE_KEPT_MS: u64 = 60_000;
 /// Names that are remembered of one address space.
 const NAMES_MAX: usize = 16_384;
 /// Functions of files that are remembered.
-const FILES_BYTES_MAX: usize = 48 << 20;
+const FILES_BYTES_MAX: usize = 16 << 20;
 const FILES_MAX: usize = 512;
 /// Mappings change while a process loads libraries: they are read anew soon at first, later at most so often.
 const REREAD_FIRST_MS: u64 = 20;
@@ -144,8 +144,8 @@ impl Names for Symbols {
             return Arc::clone(name);
         }
         let kernel = self.kernel.get_or_insert_with(|| {
-            let text = read_text(Path::new("/proc/kallsyms"), KERNEL_BYTES_MAX).unwrap_or_default();
-            let symbols = KernelSymbols::parse(&text);
+            let file = File::open("/proc/kallsyms").map(|file| BufReader::new(file.take(KERNEL_BYTES_MAX)));
+            let symbols = file.map(KernelSymbols::read).unwrap_or_default();
             if symbols.is_empty() {
                 tracing::warn!("functions of the kernel have no names: /proc/kallsyms needs CAP_SYSLOG");
             }

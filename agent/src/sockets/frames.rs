@@ -37,25 +37,20 @@ pub(super) fn requests(payload: &[u8]) -> Vec<usize> {
     places
 }
 
-/// What was transferred, cut where requests begin.
-pub(super) fn parts<'a>(data: &Data<'a>, begins: &[usize]) -> Vec<Part<'a>> {
-    let mut cuts: Vec<usize> = begins.to_vec();
-    if cuts.first() != Some(&0) {
-        cuts.insert(0, 0);
-    }
-    (cuts.iter().enumerate())
-        .map(|(nth, from)| {
-            let next = cuts.get(nth + 1).copied();
-            let payload = &data.payload[*from..next.unwrap_or(data.payload.len())];
-            // What was not copied belongs to the last.
-            let length = next.map_or(data.length - *from as u32, |next| (next - from) as u32);
-            Part {
-                offset: *from as u32,
-                begins: begins.contains(from),
-                data: Data { length, payload, ..*data },
-            }
-        })
-        .collect()
+/// What was transferred, cut where requests begin: their places are in order.
+pub(super) fn parts<'a>(data: &Data<'a>, begins: &[usize]) -> impl Iterator<Item = Part<'a>> {
+    let data = *data;
+    // What comes before the first request is a part of its own.
+    let before = (begins.first() != Some(&0)).then_some(0);
+    let starts = before.into_iter().chain(begins.iter().copied());
+    let ends = begins.iter().skip(usize::from(before.is_none())).copied().map(Some).chain([None]);
+    starts.zip(ends).enumerate().map(move |(nth, (from, end))| {
+        let payload = &data.payload[from..end.unwrap_or(data.payload.len())];
+        // What was not copied belongs to the last.
+        let length = end.map_or(data.length - from as u32, |end| (end - from) as u32);
+        let begins = before.is_none() || nth > 0;
+        Part { offset: from as u32, begins, data: Data { length, payload, ..data } }
+    })
 }
 
 #[cfg(test)]
@@ -76,7 +71,7 @@ mod tests {
         assert_eq!(begins, [13, 38]);
         let task = Task { pid: 1, thread: 1, coroutine: 0 };
         let data = Data { way: Way::Out, task, length: bytes.len() as u32, payload };
-        let parts = parts(&data, &begins);
+        let parts: Vec<_> = parts(&data, &begins).collect();
         let shown: Vec<_> = parts.iter().map(|part| (part.offset, part.begins, part.data.length)).collect();
         assert_eq!(shown, [(0, false, 13), (13, true, 25), (38, true, 33)]);
         assert_eq!(parts.iter().map(|part| part.data.payload).collect::<Vec<_>>().concat(), payload);

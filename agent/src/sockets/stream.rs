@@ -97,11 +97,13 @@ impl Stream {
     /// What came from a byte on belongs to another request than what came before: says to which, which is `fresh` where that was not
     /// told apart. None: nothing came yet.
     pub(super) fn follow(&mut self, from: u32, before: u64, fresh: u64) -> Option<u64> {
-        let at = self.marks.iter().position(|mark| {
-            // Beginnings are compared as sequence numbers are.
-            let end = mark.start.wrapping_add(mark.length);
-            (end.wrapping_sub(from) as i32) > 0
-        })?;
+        // It is among the last ones. Beginnings are compared as sequence numbers are.
+        let is_after = |mark: &&Mark| (mark.start.wrapping_add(mark.length).wrapping_sub(from) as i32) > 0;
+        let after = self.marks.iter().rev().take_while(is_after).count();
+        if after == 0 {
+            return None;
+        }
+        let at = self.marks.len() - after;
         let inside = from.wrapping_sub(self.marks[at].start);
         let mut at = at;
         if (1..self.marks[at].length).contains(&inside) {

@@ -70,6 +70,7 @@ const UNSAFE: &[&str] = &[
     "agent/src/probes",
     "agent/src/events",
     "agent/src/capture/ring.rs",
+    "agent/src/heap.rs",
     "node/src/engine/library.rs",
 ];
 

@@ -15,6 +15,8 @@ use super::Error;
 const HEADERS_MAX: usize = 4_096;
 /// Tables above this are not read: the largest programs' symbols and line tables take some tens of megabytes.
 pub(super) const TABLE_MAX: u64 = 64 << 20;
+/// Bytes of names that are looked through in one go.
+const NAMES_READ: u64 = 256 << 10;
 /// Symbols read in one go.
 const SYMBOLS_READ: u64 = 16_384;
 
@@ -156,6 +158,34 @@ impl Elf {
             .then_some(Function { offset: address - segment.address + segment.offset, size })
     }
 
+    /// Which of these the names of functions contain. Reads all names once, bit by bit: most files have none of them, and the names of a large program
+    /// take tens of megabytes.
+    pub(super) fn mentions<const PARTS: usize>(&self, parts: [&str; PARTS]) -> Result<[bool; PARTS], Error> {
+        let finders = parts.map(memchr::memmem::Finder::new);
+        let longest = parts.map(str::len).into_iter().max().unwrap_or(0) as u64;
+        let mut found = [false; PARTS];
+        for names in self.tables().filter_map(|table| self.names_of(table)) {
+            let mut at = 0;
+            while at < names.size {
+                // A name may lie on the border of two pieces.
+                let piece = self.read(names.offset + at, (NAMES_READ + longest).min(names.size - at))?;
+                for (found, finder) in found.iter_mut().zip(&finders) {
+                    *found = *found || finder.find(&piece).is_some();
+                }
+                at += NAMES_READ;
+            }
+        }
+        Ok(found)
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &Section> {
+        self.sections.iter().filter(|table| matches!(table.kind, elf::SHT_SYMTAB | elf::SHT_DYNSYM))
+    }
+
+    fn names_of(&self, table: &Section) -> Option<&Section> {
+        self.sections.get(table.link as usize).filter(|names| names.size <= TABLE_MAX)
+    }
+
     /// Those of the functions that the file itself has, as its tables of symbols say.
     pub(super) fn functions<'a>(&self, wanted: &[&'a str]) -> Result<HashMap<&'a str, Function>, Error> {
         let mut found = HashMap::new();
@@ -182,13 +212,8 @@ impl Elf {
         is_of_interest: impl Fn(&[u8]) -> bool,
         mut each: impl FnMut(&str, Function),
     ) -> Result<(), Error> {
-        for table in
-            self.sections.iter().filter(|table| matches!(table.kind, elf::SHT_SYMTAB | elf::SHT_DYNSYM))
-        {
-            let Some(names) = self.sections.get(table.link as usize) else { continue };
-            if names.size > TABLE_MAX {
-                continue;
-            }
+        for table in self.tables() {
+            let Some(names) = self.names_of(table) else { continue };
             let names = self.read(names.offset, names.size)?;
             if !is_of_interest(&names) {
                 continue;

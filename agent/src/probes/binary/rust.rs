@@ -6,7 +6,7 @@ use super::elf::Elf;
 use super::{Error, Findings, Point};
 
 /// What the library is called in names of functions; `*` stands for it below.
-const LIBRARY: &str = "rustls";
+pub(super) const LIBRARY: &str = "rustls";
 
 /// Functions by their names without hashes, and the programs that stand there. The first is needed, and one that takes what was received.
 const FUNCTIONS: [(&str, &[&str]); 5] = [

@@ -18,7 +18,7 @@ const FUNCTIONS: [(&[&str], &str); 6] = [
     (&["34schedule_option_task_without_yield"], "tokio_spawn"),
 ];
 /// Without it nothing is known of tasks.
-const POLL: &str = "5tokio7runtime4task3raw4poll";
+pub(super) const POLL: &str = "5tokio7runtime4task3raw4poll";
 pub(in crate::probes) const PROGRAMS: [&str; 5] =
     ["tokio_poll", "tokio_wake", "tokio_send", "tokio_wait", "tokio_spawn"];
 
