@@ -73,9 +73,10 @@ fn inside(out: &mut dyn Write, config: &Config) -> anyhow::Result<()> {
 }
 
 /// What no kernel makes up for.
-const LIMITS: [&str; 4] = [
+const LIMITS: [&str; 5] = [
     "callers in programs that were built without frame pointers; profiles show their innermost functions and little above them",
     "TLS of GnuTLS, NSS and Java, and of programs without symbols that have OpenSSL or rustls inside (counted: unseen_tls; the log names them)",
+    "paths and headers that an HTTP/2 or gRPC connection said before the agent looked, and only points back to since: rows have none of them",
     "datagrams of Unix sockets (counted: unix_datagrams)",
     "the bytes of sendfile, splice and io_uring (counted where their length is seen: unseen_transfers)",
 ];

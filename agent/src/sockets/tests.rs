@@ -1,5 +1,6 @@
 //! Tests of sockets, by hand-made events.
 
+mod streams;
 mod tasks;
 
 use metaflow_schema::enums::ResponseStatus;
@@ -463,43 +464,6 @@ fn what_came_with_the_handshake_waits_for_its_socket() {
     let call = host.call();
     assert_eq!((call.session.l7_type, call.threads), (L7Type::Session, [21, 20]));
     assert_eq!(host.sockets.counters().unplaced, 0);
-}
-
-#[test]
-fn streams_of_a_connection_are_told_apart() {
-    let mut host = Host::new();
-    host.open(101);
-    host.open(3);
-    let task = |coroutine| Task { pid: 2, thread: 20, coroutine };
-    let preface: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    // GET http /, and status 200; each ends its stream.
-    let get = |stream| [&[0, 0, 3, 1, 5, 0, 0, 0, stream][..], &[0x82, 0x86, 0x84]].concat();
-    let ok = |stream| [0, 0, 1, 1, 5, 0, 0, 0, stream, 0x88];
-    // One coroutine reads for all, and leaves each stream for another one, which begins a third for it.
-    host.coroutine = 1;
-    host.transfer(101, 20, Way::In, preface);
-    host.transfer(101, 20, Way::In, &[get(1), get(3)].concat());
-    for stream in [1, 3] {
-        host.event(Event::HandOver { task: task(1), place: stream, stream: stream as u32 });
-    }
-    for stream in [3, 1] {
-        host.event(Event::TakeOver { task: task(2), place: stream, stream: 0 });
-        host.event(Event::Spawn { task: task(2), child: 10 + stream });
-    }
-    let mut asked = Vec::new();
-    for stream in [1, 3] {
-        host.coroutine = 10 + stream;
-        host.transfer(3, 20, Way::Out, GET);
-        host.transfer(3, 20, Way::In, OK);
-        asked.push(host.call().traces);
-    }
-    host.coroutine = 4;
-    host.transfer(101, 20, Way::Out, &ok(3));
-    host.transfer(101, 20, Way::Out, &ok(1));
-    let (third, first) = (host.call(), host.call());
-    assert_eq!((first.session.request_id, third.session.request_id), (1, 3));
-    assert_eq!(asked, [first.traces, third.traces]);
-    assert_ne!(first.traces, third.traces);
 }
 
 #[test]

@@ -88,6 +88,25 @@ fn what_is_received_was_read_before_and_what_is_sent_is_written_after() {
 }
 
 #[test]
+fn a_session_that_is_known_stays_with_its_socket() {
+    let mut host = Host::new();
+    for round in 0..2 {
+        host.transfer(SERVED, Way::In, RECORD);
+        // Its thread reads from another connection before it takes what came on this one.
+        if round > 0 {
+            host.transfer(ASKED, Way::In, RECORD);
+        }
+        host.plain(0xa, Way::In, GET);
+        host.plain(0xa, Way::Out, OK);
+        host.transfer(SERVED, Way::Out, RECORD);
+        assert_eq!(host.calls.len(), 1, "in round {round}");
+        let call = host.calls.remove(0);
+        assert_eq!((call.point, call.session.response_code), (ObservationPoint::ServerProcess, 200));
+        assert_eq!(call.facts.ends.server_port, 443);
+    }
+}
+
+#[test]
 fn what_nobody_reads_or_writes_belongs_to_no_socket() {
     let mut host = Host::new();
     // The thread has read nothing.

@@ -74,6 +74,7 @@ fn both_ends_of_a_connection_have_the_same_numbers_and_no_other_has() {
                 assert_eq!((call.facts.ends.ip_protocol, call.facts.ends.server_port), (0, 0));
                 let numbers = [call.session.req_tcp_seq, call.session.resp_tcp_seq];
                 assert!(numbers.iter().all(|number| *number != 0));
+                assert_ne!(numbers[0], numbers[1], "each direction has numbers of its own");
                 seen.push(numbers);
             }
         }
