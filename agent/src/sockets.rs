@@ -44,7 +44,7 @@ use metaflow_schema::enums::{L7Protocol, L7Type, ObservationPoint, SyscallTraceS
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use self::datagrams::Datagrams;
-use self::loops::Loop;
+use self::loops::{Connecting, Loop};
 use self::plain::Plain;
 use self::socket::{Part, Socket};
 use self::stream::Origin;
@@ -151,8 +151,8 @@ pub struct Sockets {
     tasks: Tasks,
     /// Processes that work for several requests on one thread.
     loops: FxHashMap<u32, Loop>,
-    /// What connections are begun for.
-    connecting: FxHashMap<u64, u64>,
+    /// Who begins connections, and what for.
+    connecting: FxHashMap<u64, Connecting>,
     datagrams: Datagrams,
     unix: Unix,
     plain: Plain,
@@ -231,9 +231,11 @@ impl Sockets {
                 let key = Key::new(socket, &ends);
                 self.end(key, out);
                 self.open(key, ends, is_client, self.moment(time));
-                let begun_for = self.connecting.remove(&socket);
-                if let (Some(known), Some(trace)) = (self.sockets.get_mut(&key), begun_for) {
+                let begun = self.connecting.remove(&socket);
+                if let (Some(known), Some(Connecting { pid, trace })) = (self.sockets.get_mut(&key), begun) {
                     known.begun_for = trace;
+                    // The server may have answered before the end of the client's first call is told.
+                    self.owners.insert(ends, pid);
                 }
                 if !is_client {
                     self.servers.insert(ends.local.port());

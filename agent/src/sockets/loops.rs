@@ -24,6 +24,13 @@ const LOOPS_MAX: usize = 16_384;
 /// Requests of one process that can be gone on with.
 const READY_MAX: usize = 4_096;
 
+/// A connection that is begun: by whom, and for which request, 0: for none.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Connecting {
+    pub(super) pid: u32,
+    pub(super) trace: u64,
+}
+
 /// What is known of such a process.
 #[derive(Debug, Default)]
 pub(super) struct Loop {
@@ -100,13 +107,10 @@ impl Sockets {
     /// A connection is begun for what its thread works for.
     pub(super) fn connecting(&mut self, socket: u64, task: Task) {
         let trace = self.threads.at(task).trace;
-        if trace == 0 {
-            return;
-        }
         if self.connecting.len() >= CONNECTING_MAX {
             self.connecting.clear();
         }
-        self.connecting.insert(socket, trace);
+        self.connecting.insert(socket, Connecting { pid: task.pid, trace });
     }
 
     /// The other side of a conversation speaks: whether that shows that the process does not keep to one request a thread.
