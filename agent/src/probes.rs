@@ -238,6 +238,8 @@ impl Probes {
         for ((name, lost), problem) in inside.into_iter().zip(problems) {
             report.push(Capability { name, problem, lost });
         }
+        let problem = (!plain::has_cookies()).then(|| "probes carry no numbers before Linux 5.15".to_owned());
+        report.push(Capability { name: GO_FIRST, problem, lost: GO_FIRST_LOST });
         (Some(probes), report)
     }
 
@@ -409,6 +411,8 @@ const RUST_LOST: &str = "requests inside TLS of Rust programs stay unseen";
 const GO: &str = "goroutines and TLS of Go (uprobes)";
 const GO_LOST: &str =
     "what a Go program asks while it works for a request is not linked to it; its TLS stays unseen";
+const GO_FIRST: &str = "goroutines from the first one of a process on (numbers of uprobes)";
+const GO_FIRST_LOST: &str = "what a Go program does in its first second, until the agent has looked into it, is linked by threads alone";
 const TOKIO: &str = "tasks of tokio (uprobes)";
 const TOKIO_LOST: &str =
     "which request a task works for is guessed from the order of what its process reads and writes";

@@ -14,7 +14,7 @@ use metaflow_agent::incidents::LifeRow;
 use metaflow_agent::probes::host::EventSettings;
 use metaflow_agent::probes::loaded_program_ids;
 use metaflow_agent::profile::Row;
-use watch::{Program, Sampled, Witness, compile};
+use watch::{Program, Sampled, Witness, compile, until};
 
 fn micros(rows: &[Row], part: &str) -> u64 {
     rows.iter().filter(|row| row.folded.contains(part)).map(|row| row.value).sum()
@@ -37,9 +37,12 @@ fn functions_of_a_busy_program_are_named_and_timed_as_root() {
 
     let ids = sampled.program_ids();
     assert!(!ids.is_empty());
+    // Before Linux 5.15 the descriptors of clocks go to children, which keep them; an agent has none.
+    drop(busy);
     drop(sampled);
-    let left: Vec<u32> = loaded_program_ids().into_iter().filter(|id| ids.contains(id)).collect();
-    assert!(left.is_empty(), "programs stay in the kernel: {left:?}");
+    let left = || loaded_program_ids().into_iter().filter(|id| ids.contains(id)).count();
+    // The kernel lets go of a clock's program a moment after the clock.
+    until("programs stay in the kernel", || left() == 0);
 }
 
 #[test]

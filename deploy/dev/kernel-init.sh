@@ -58,6 +58,11 @@ else
         has "eBPF, socket tracepoints (sock_send_length, sock_recv_length): no (this kernel has no tracepoint sock_send_length)" /tmp/capabilities
 fi
 check "requests are seen by the best step of this kernel" has "eBPF: requests are seen in processes, by $STEP" /tmp/capabilities
+case $(uname -r) in
+    5.10.*) check "what probes cannot carry is named, too" \
+        has "goroutines from the first one of a process on (numbers of uprobes): no (probes carry no numbers before Linux 5.15)" /tmp/capabilities ;;
+    *) check "goroutines from the first one on" has "goroutines from the first one of a process on (numbers of uprobes): yes" /tmp/capabilities ;;
+esac
 for ability in "packet capture: yes" "TLS libraries (uprobes): yes" "goroutines and TLS of Go (uprobes): yes" \
     "ends of threads, new programs (sched_process_exit, sched_process_exec): yes" \
     "functions that compute (perf_event: cpu-clock): yes" "functions that wait (sched_switch): yes" \

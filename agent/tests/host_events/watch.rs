@@ -96,6 +96,15 @@ impl Witness {
     }
 }
 
+/// Waits until something is so; else what is wrong.
+pub(crate) fn until(wrong: &str, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{wrong}");
+        std::thread::park_timeout(PAUSE);
+    }
+}
+
 /// A C program that runs until it is dropped.
 pub(crate) struct Program {
     child: Child,
