@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use metaflow_schema::enums::CloseType;
+use metaflow_schema::enums::{CloseType, L7Protocol};
 
 use super::*;
 use crate::packet::flags::{ACK, FIN, PSH, RST, SYN};
@@ -372,6 +372,24 @@ fn the_protocol_tells_the_server() {
     assert_eq!((log.facts.ends.server_ip, log.facts.ends.server_port), (SERVER, 40_000));
     assert_eq!((log.activity.tx.packets, log.activity.rx.packets), (2, 2));
     assert_eq!(log.activity.tx.l4_bytes, 2 * GET.len() as u64);
+}
+
+#[test]
+fn datagrams_become_known_between_the_addresses_of_unknown_ones() {
+    const QUERY: &[u8] = b"\0\x01\x01\0\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
+    const ANSWER: &[u8] = b"\0\x01\x81\x80\0\x01\0\0\0\0\0\0\x01a\0\0\x01\0\x01";
+    let datagram = |at, from_client, payload| with(packet(at, from_client, (40_000, 4000), None, 0), payload);
+    let mut packets: Vec<_> = (0..100).map(|at| datagram(at, at % 2 == 0, &[0xfe; 64])).collect();
+    packets.extend([datagram(500_000, true, QUERY), datagram(500_007, false, ANSWER)]);
+    let (output, counters) = run_with(Config::default(), &packets);
+    let sessions: Vec<_> = output.sessions.iter().map(|(_, session)| session).collect();
+    assert_eq!(
+        (sessions.len(), sessions[0].protocol, sessions[0].response_duration),
+        (1, L7Protocol::Dns, Some(7))
+    );
+    assert_eq!((output.logs.len(), counters.unrecognised), (1, 0));
+    let (_, counters) = run_with(Config::default(), &packets[..100]);
+    assert_eq!(counters.unrecognised, 1);
 }
 
 #[test]

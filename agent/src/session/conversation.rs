@@ -109,7 +109,10 @@ impl Conversation {
                 Found::Nothing => {}
                 Found::GaveUp => {
                     self.losses.unrecognised = 1;
-                    self.state = State::Deaf;
+                    // Datagrams may become a known protocol's: they are looked at now and then.
+                    if self.transport != Transport::Udp {
+                        self.state = State::Deaf;
+                    }
                 }
                 Found::Protocol { protocol, from_client } => self.start(protocol, from_client, segment, out),
             },
@@ -149,6 +152,7 @@ impl Conversation {
             messages: Vec::new(),
         };
         self.protocol = protocol.number;
+        self.losses.unrecognised = 0;
         self.reversed = from_client != (segment.direction == Direction::ToServer);
         let before = std::mem::replace(&mut self.state, State::Talking(Box::new(talk)));
         if let State::Seeking(seek) = before {

@@ -1,6 +1,7 @@
 //! Finding the protocol of a flow from its first payloads, in either direction and also in the middle of a connection.
 //!
-//! Bounded in bytes and tries, so that a flow that speaks nothing known soon costs nothing.
+//! Bounded in bytes and tries, so that a flow that speaks nothing known soon costs nothing. Only datagrams are looked at now and then as long
+//! as they come, because each stands for itself: what it follows says nothing of what it is.
 
 use metaflow_schema::enums::L7Protocol;
 
@@ -13,11 +14,13 @@ const PROBE_MAX: usize = 1024;
 const TRIES_MAX: u8 = 12;
 /// Of a run of segments in one direction only the first ones can start a message that helps.
 const TRIES_PER_TURN: u8 = 2;
+/// Datagrams beyond those tries are looked at no more often than this, whatever the rate at which they come.
+const RETRY_US: u64 = 100_000;
 
 /// What came of a segment.
 pub(super) enum Found {
     Nothing,
-    /// Tried often enough.
+    /// Tried often enough. Told once.
     GaveUp,
     Protocol {
         protocol: &'static Protocol,
@@ -30,6 +33,8 @@ pub(super) struct Seek {
     tries: u8,
     turn: Option<Direction>,
     tries_in_turn: u8,
+    /// Time of the last one that was no known protocol's.
+    tried: u64,
     /// To server, to client.
     kept: [Kept; 2],
 }
@@ -69,7 +74,10 @@ impl Seek {
         if segment.gap {
             kept.bytes.clear();
         }
-        if kept.bytes.is_empty() && self.tries_in_turn >= TRIES_PER_TURN {
+        let is_enough = self.tries_in_turn >= TRIES_PER_TURN || self.tries >= TRIES_MAX;
+        // A clock that went back does not make it wait.
+        let is_again = transport == Transport::Udp && segment.timestamp.wrapping_sub(self.tried) >= RETRY_US;
+        if kept.bytes.is_empty() && is_enough && !is_again {
             return Found::Nothing;
         }
         let (joined, room) = (kept.bytes.len(), PROBE_MAX.saturating_sub(kept.bytes.len()));
@@ -84,7 +92,7 @@ impl Seek {
         };
         let probe = Probe { bytes, transport, usual_port: false, last };
         match recognise(probe, server_port) {
-            (Recognition::No, _) | (_, None) if last => self.fail(segment.direction),
+            (Recognition::No, _) | (_, None) if last => self.fail(segment),
             (Recognition::More, _) => {
                 if joined == 0 {
                     kept.bytes.extend_from_slice(added);
@@ -96,7 +104,7 @@ impl Seek {
                 kept.bytes.truncate(joined);
                 Found::Protocol { protocol, from_client: answer == Recognition::Request }
             }
-            (_, None) => self.fail(segment.direction),
+            (_, None) => self.fail(segment),
         }
     }
 
@@ -104,11 +112,12 @@ impl Seek {
         self.kept
     }
 
-    fn fail(&mut self, direction: Direction) -> Found {
-        self.kept[direction as usize].bytes = Vec::new();
-        self.tries += 1;
-        self.tries_in_turn += 1;
-        if self.tries >= TRIES_MAX { Found::GaveUp } else { Found::Nothing }
+    fn fail(&mut self, segment: &Segment<'_>) -> Found {
+        self.kept[segment.direction as usize].bytes = Vec::new();
+        self.tried = segment.timestamp;
+        self.tries_in_turn = self.tries_in_turn.saturating_add(1);
+        self.tries = self.tries.saturating_add(1);
+        if self.tries == TRIES_MAX { Found::GaveUp } else { Found::Nothing }
     }
 }
 

@@ -269,5 +269,9 @@ mod tests {
         assert!(carry(sockets, 12 * SECOND, 8, 2 * UNKNOWN_MAX, &message(1, false, b'a')).is_empty());
         assert_eq!(carry(sockets, 13 * SECOND, 8, 1, &[0xfe; 300]), [(7, Judgement::Forget)]);
         assert_eq!(carry(sockets, 14 * SECOND, 7, UNKNOWN_MAX, &[0xfe; 300]), ignored);
+        // What turns out to be known later is looked at again.
+        assert!(carry(sockets, 15 * SECOND, 9, UNKNOWN_MAX - 1, &[0xfe; 300]).is_empty());
+        assert!(carry(sockets, 16 * SECOND, 9, 1, &message(1, false, b'a')).is_empty());
+        assert!(carry(sockets, 16 * SECOND, 9, UNKNOWN_MAX, &[0xfe; 300]).is_empty());
     }
 }

@@ -183,10 +183,7 @@ fn a_conversation_that_begins_inside_a_body_finds_its_protocol() {
 
 #[test]
 fn datagrams_pair_by_id() {
-    let query =
-        |id: u8| [&[0, id, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1][..], &[b'a' + id, 0, 0, 1, 0, 1]].concat();
-    let reply =
-        |id: u8| [&[0, id, 0x81, 0x80, 0, 1, 0, 0, 0, 0, 0, 0, 1][..], &[b'a' + id, 0, 0, 1, 0, 1]].concat();
+    let (query, reply) = (|id| dns(id, false), |id| dns(id, true));
     let mut talker = Talker::new(Transport::Udp, 53, Config::default());
     talker
         .client(1, query(1))
@@ -198,4 +195,49 @@ fn datagrams_pair_by_id() {
     talker.check(&["A d Session Normal 0 6", "A b Session Normal 0 9", "A c Request Timeout 0 -"]);
     talker.server(15_000_004, reply(2));
     assert_eq!(talker.summary()[3], "A c Response Normal 0 -");
+}
+
+/// A message of DNS with one question.
+fn dns(id: u8, is_answer: bool) -> Vec<u8> {
+    let flags: [u8; 2] = if is_answer { [0x81, 0x80] } else { [1, 0] };
+    [&[0, id][..], &flags, &[0, 1, 0, 0, 0, 0, 0, 0, 1, b'a' + id, 0, 0, 1, 0, 1]].concat()
+}
+
+#[test]
+fn datagrams_become_known_however_many_unknown_ones_came_before() {
+    #[track_caller]
+    fn check(strange: impl Fn(&mut Talker, u64), unrecognised: u32) {
+        let mut talker = Talker::new(Transport::Udp, 4000, Config::default());
+        for time in 0..1000 {
+            strange(&mut talker, time);
+        }
+        assert_eq!(
+            (talker.conversation.is_over(), talker.conversation.losses.unrecognised),
+            (false, unrecognised)
+        );
+        talker.client(200_000, dns(1, false)).server(200_009, dns(1, true));
+        talker.check(&["A b Session Normal 0 9"]);
+        assert_eq!(talker.conversation.take_losses(), Losses::default());
+    }
+    check(|talker, time| _ = talker.client(time, [0xfe; 64]), 0);
+    check(|talker, time| _ = talker.client(time, [0xfe; 64]).server(time, [0xfd; 64]), 1);
+}
+
+#[test]
+fn a_flood_of_unknown_datagrams_is_looked_at_now_and_then() {
+    let mut talker = Talker::new(Transport::Udp, 4000, Config::default());
+    for time in 0..1000 {
+        talker.client(time, [0xfe; 64]).server(time, [0xfd; 64]);
+    }
+    // Within the time after the last look, not even what would be known is looked at; a clock that went back does not matter.
+    talker.client(50_000, dns(1, false)).check(&[]);
+    talker.client(150_000, [0xfe; 64]).client(150_001, dns(1, false)).check(&[]);
+    assert_eq!(talker.conversation.protocol(), L7Protocol::Unknown);
+    talker.client(20_000, dns(1, false)).server(20_004, dns(1, true)).check(&["A b Session Normal 0 4"]);
+    // What was given up is counted once.
+    let mut talker = Talker::new(Transport::Udp, 4000, Config::default());
+    for second in 0..600 {
+        talker.client(second * 1_000_000, [0xfe; 64]).server(second * 1_000_000, [0xfd; 64]);
+    }
+    assert_eq!(talker.finish().conversation.take_losses().unrecognised, 1);
 }
