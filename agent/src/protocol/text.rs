@@ -19,12 +19,23 @@ pub(crate) fn text(bytes: &[u8], max: usize) -> String {
     if bytes.is_empty() {
         return String::new();
     }
-    let clean = bytes.iter().fold(true, |clean, byte| clean & (*byte != 0));
     // Copied before it is checked: the allocator's memory is aligned, where the check takes many bytes at a time.
     match String::from_utf8(bytes.to_vec()) {
-        Ok(text) if clean => text,
+        Ok(text) if !has_nul(bytes) => text,
         _ => cleaned(bytes, max),
     }
+}
+
+/// Eight bytes at a time; the last eight overlap the ones before them, so that hardly any is looked at alone.
+fn has_nul(bytes: &[u8]) -> bool {
+    const ONES: u64 = u64::MAX / 255;
+    // Leaves the high bit of the lowest byte that is 0, and nothing when there is none.
+    let nul = |eight: &[u8; 8]| {
+        let word = u64::from_le_bytes(*eight);
+        word.wrapping_sub(ONES) & !word & (ONES << 7)
+    };
+    let Some(last) = bytes.last_chunk() else { return bytes.contains(&0) };
+    bytes.as_chunks().0.iter().fold(nul(last), |found, eight| found | nul(eight)) != 0
 }
 
 #[cold]
@@ -82,28 +93,30 @@ pub(crate) fn percent_decoded(bytes: &[u8]) -> Vec<u8> {
 /// The path of a target without query, with every part that looks like an id replaced, so that few distinct values remain.
 pub(crate) fn endpoint(target: &str) -> String {
     let path = path_of(target);
+    let bytes = path.as_bytes();
     let mut out = String::with_capacity(path.len());
     // What stays is copied at once, from `kept` up to the next segment that does not.
-    let (mut kept, mut start) = (0, 0);
-    for count in 0.. {
-        if count > SEGMENTS_MAX {
+    let (mut kept, mut start, mut digits, mut segments) = (0, 0, 0, 0);
+    for end in 0..=bytes.len() {
+        match bytes.get(end) {
+            Some(b'/') | None => {}
+            Some(byte) => {
+                digits += usize::from(byte.is_ascii_digit());
+                continue;
+            }
+        }
+        if segments > SEGMENTS_MAX {
             out.push_str(&path[kept..start]);
             out.push_str(MARK);
             return out;
         }
-        let length = path.as_bytes()[start..].iter().position(|byte| *byte == b'/');
-        let end = length.map_or(path.len(), |length| start + length);
-        let segment = &path[start..end];
-        let kind = Kind::of(segment);
+        let kind = Kind::of(&bytes[start..end], digits);
         if kind != Kind::Plain {
             out.push_str(&path[kept..start]);
-            kind.push(&mut out, segment);
+            kind.push(&mut out, &path[start..end]);
             kept = end;
         }
-        if end == path.len() {
-            break;
-        }
-        start = end + 1;
+        (start, digits, segments) = (end + 1, 0, segments + 1);
     }
     out.push_str(&path[kept..]);
     out
@@ -130,7 +143,8 @@ pub(crate) fn normalised(name: &str) -> String {
 
 /// Appends a segment, or what stands for it.
 fn push_segment(out: &mut String, segment: &str) {
-    Kind::of(segment).push(out, segment);
+    let digits = segment.bytes().filter(u8::is_ascii_digit).count();
+    Kind::of(segment.as_bytes(), digits).push(out, segment);
 }
 
 /// What a segment is made of.
@@ -145,9 +159,8 @@ enum Kind {
 }
 
 impl Kind {
-    fn of(segment: &str) -> Kind {
-        let bytes = segment.as_bytes();
-        let digits = count(bytes, |byte| byte.is_ascii_digit());
+    /// Of a segment that has so many digits.
+    fn of(bytes: &[u8], digits: usize) -> Kind {
         if (digits == bytes.len() && digits > 0) || bytes.len() > SEGMENT_MAX || is_id(bytes, digits) {
             Kind::Id
         } else if digits < DIGITS_MIN {
@@ -177,10 +190,6 @@ fn is_id(bytes: &[u8], digits: usize) -> bool {
         16..20 => is_hex(),
         20.. => is_hex() || (digits > 2 && has_letter()),
     }
-}
-
-fn count(bytes: &[u8], is_counted: fn(&u8) -> bool) -> usize {
-    bytes.iter().filter(|byte| is_counted(byte)).count()
 }
 
 /// Names with a long number in them: the number goes.

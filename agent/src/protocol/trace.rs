@@ -1,6 +1,6 @@
 //! Trace contexts as programs carry them in headers: W3C, SkyWalking, B3, Jaeger.
 
-use super::text::{NAME_MAX, text};
+use super::text::{NAME_MAX, text, trim};
 
 /// A request's place in a trace.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,22 +30,31 @@ pub(crate) enum Carrier {
 const ID_MAX: usize = 128;
 
 /// The longest name is X-B3-ParentSpanId.
-pub(crate) const CARRIER_MAX: usize = 17;
+const LONGEST: usize = 17;
 
 impl Carrier {
     /// By a header's name, in any case.
     pub(crate) fn named(name: &[u8]) -> Option<Carrier> {
-        let (wanted, carrier): (&[u8], _) = match name.len() {
-            2 => (b"b3", Carrier::B3),
-            3 => (b"sw8", Carrier::Sw8),
-            11 if matches!(name[0], b't' | b'T') => (b"traceparent", Carrier::TraceParent),
-            11 => (b"x-b3-spanid", Carrier::B3SpanId),
-            12 => (b"x-b3-traceid", Carrier::B3TraceId),
-            13 => (b"uber-trace-id", Carrier::Uber),
-            CARRIER_MAX => (b"x-b3-parentspanid", Carrier::B3ParentSpanId),
-            _ => return None,
-        };
-        name.eq_ignore_ascii_case(wanted).then_some(carrier)
+        let mut lower = [0; LONGEST];
+        lower.get_mut(..name.len())?.copy_from_slice(name);
+        lower.make_ascii_lowercase();
+        match &lower[..name.len()] {
+            b"b3" => Some(Carrier::B3),
+            b"sw8" => Some(Carrier::Sw8),
+            b"traceparent" => Some(Carrier::TraceParent),
+            b"x-b3-spanid" => Some(Carrier::B3SpanId),
+            b"x-b3-traceid" => Some(Carrier::B3TraceId),
+            b"uber-trace-id" => Some(Carrier::Uber),
+            b"x-b3-parentspanid" => Some(Carrier::B3ParentSpanId),
+            _ => None,
+        }
+    }
+
+    /// By a line `name: value`. The colon's place tells nearly every line that carries none.
+    pub(crate) fn of_line(line: &[u8]) -> Option<(Carrier, &[u8])> {
+        let colon =
+            [2, 3, 11, 12, 13, LONGEST].into_iter().find(|length| line.get(*length) == Some(&b':'))?;
+        Some((Carrier::named(&line[..colon])?, trim(&line[colon + 1..])))
     }
 
     /// Of two carriers the one of the higher rank counts.

@@ -7,21 +7,6 @@ use crate::protocol::text::{text, truncate};
 
 /// Stands for what was removed.
 const GONE: &str = "?";
-/// Parameter names that carry secrets, wherever they appear in a name.
-const SECRET_PARTS: [&str; 12] = [
-    "passw",
-    "passphrase",
-    "pwd",
-    "secret",
-    "token",
-    "apikey",
-    "api_key",
-    "api-key",
-    "access_key",
-    "credential",
-    "jwt",
-    "authorization",
-];
 /// Parameter names that carry secrets only as a whole name.
 const SECRET_NAMES: [&str; 10] =
     ["auth", "code", "key", "otp", "pin", "session", "sessionid", "sid", "sig", "signature"];
@@ -169,23 +154,26 @@ fn secret_value(pair: &[u8]) -> Option<usize> {
     (is_secret && !value.is_empty()).then_some(equals + 1)
 }
 
-/// Looks at each place of a name. Two letters tell nearly always that no secret begins there.
 fn has_secret_part(name: &[u8]) -> bool {
-    name.windows(2).enumerate().any(|(at, pair)| {
-        let begins = matches!(
-            (pair[0] | 0x20, pair[1] | 0x20),
-            (b'p', b'a' | b'w')
-                | (b's', b'e')
-                | (b't', b'o')
-                | (b'a', b'p' | b'c' | b'u')
-                | (b'c', b'r')
-                | (b'j', b'w')
-        );
-        begins
-            && SECRET_PARTS.iter().any(|part| {
-                name[at..].get(..part.len()).is_some_and(|here| here.eq_ignore_ascii_case(part.as_bytes()))
-            })
+    name.iter().enumerate().any(|(at, first)| {
+        let is_here = |part: &&str| {
+            name[at..].get(..part.len()).is_some_and(|here| here.eq_ignore_ascii_case(part.as_bytes()))
+        };
+        secret_parts(*first).iter().any(is_here)
     })
+}
+
+/// Parts of parameter names that carry secrets, wherever they appear in a name: those that begin with this letter.
+fn secret_parts(first: u8) -> &'static [&'static str] {
+    match first.to_ascii_lowercase() {
+        b'a' => &["apikey", "api_key", "api-key", "access_key", "authorization"],
+        b'c' => &["credential"],
+        b'j' => &["jwt"],
+        b'p' => &["passw", "passphrase", "pwd"],
+        b's' => &["secret"],
+        b't' => &["token"],
+        _ => &[],
+    }
 }
 
 /// A JSON web token, or a long mixture of letters and digits that is no UUID.
@@ -225,6 +213,13 @@ mod tests {
         check("/t?at=1701689136165", "/t?at=1701689136165");
         check("http://joe:pw@host/x", "http://?@host/x");
         check("/a?key=&code=7", "/a?key=&code=?");
+        check("/a?monkey=1&ptoke=2&apikez=3&pas=4&jw=5", "/a?monkey=1&ptoke=2&apikez=3&pas=4&jw=5");
+        for name in ["passw", "passphrase", "pwd", "secret", "token", "apikey", "api_key", "api-key"] {
+            check(&format!("/a?my_{name}_2=1"), &format!("/a?my_{name}_2=?"));
+        }
+        for name in ["access_key", "credential", "jwt", "authorization"] {
+            check(&format!("/a?{}=1", name.to_uppercase()), &format!("/a?{}=?", name.to_uppercase()));
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use metaflow_schema::enums::ResponseStatus;
 
 use crate::protocol::carrying::{Carried, carried};
 use crate::protocol::text::{NAME_MAX, TEXT_MAX, endpoint, text, trim};
-use crate::protocol::trace::{CARRIER_MAX, Carrier, Trace};
+use crate::protocol::trace::{Carrier, Trace};
 use crate::protocol::{Context, Envelope, Message, Outcome, Recognition, Request, Response};
 use crate::session::{Config, redact};
 
@@ -148,12 +148,10 @@ impl<'a> Headers<'a> {
     }
 
     fn trace(&mut self, line: &'a [u8]) {
-        let name_max = line.len().min(CARRIER_MAX + 1);
-        let Some(colon) = line[..name_max].iter().position(|byte| *byte == b':') else { return };
-        if let Some(carrier) = Carrier::named(&line[..colon])
+        if let Some((carrier, value)) = Carrier::of_line(line)
             && let Some(place) = self.traces.iter_mut().find(|place| place.is_none())
         {
-            *place = Some((carrier, carrier.rank(), trim(&line[colon + 1..])));
+            *place = Some((carrier, carrier.rank(), value));
         }
     }
 }
