@@ -10,6 +10,8 @@
 //! token that all make of its number: of those who know, the store takes one ([`claimed`]).
 
 mod claimed;
+#[cfg(test)]
+mod tests;
 
 use std::{collections::HashSet, sync::Arc};
 
