@@ -6,6 +6,7 @@
 
 mod admission;
 mod connection;
+mod deadline;
 pub(crate) mod fleet;
 mod ingest;
 pub(crate) mod nodes;

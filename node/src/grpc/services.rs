@@ -18,7 +18,7 @@ use tonic::{
 };
 use tower_service::Service as _;
 
-use super::{Agents, Service, admission::Gated, fleet, nodes::Nodes};
+use super::{Agents, Service, admission::Gated, deadline, fleet, nodes::Nodes};
 use crate::fleet::Fleet;
 
 /// All services; clones share them.
@@ -59,6 +59,13 @@ impl hyper::service::Service<Request<Incoming>> for Services {
     type Future = BoxFuture<Self::Response, Self::Error>;
 
     fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let given = deadline::given(request.headers());
+        deadline::enforce(given, || self.answer(request))
+    }
+}
+
+impl Services {
+    fn answer(&self, request: Request<Incoming>) -> BoxFuture<Response<Body>, Infallible> {
         let All { agents, nodes, fleet } = &*self.0;
         match service(request.uri().path()) {
             AgentServiceServer::<Service>::NAME => agents.clone().call(request.map(Body::new)),

@@ -217,3 +217,17 @@ async fn many_agents_that_send_the_largest_batches_at_once_stay_within_the_memor
     assert!(peak < 192 << 10, "{peak} KiB were in memory");
     assert_eq!(node.terminate().await, Some(0));
 }
+
+#[tokio::test]
+async fn a_caller_that_gives_a_call_a_time_gets_its_end_when_that_is_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(folder.path()).await;
+    let mut request = tonic::Request::new(tokio_stream::pending());
+    request.set_timeout(std::time::Duration::from_millis(300));
+    // The client itself looks at the time only until the stream has begun; the node would wait ten seconds for a Hello.
+    let mut answers = node.agent().await.sync(request).await.unwrap().into_inner();
+    let status = answers.message().await.unwrap_err();
+    assert_eq!(status.code(), tonic::Code::DeadlineExceeded, "{status:?}");
+    assert!(status.message().contains("the caller gave"), "{status:?}");
+    assert_eq!(node.terminate().await, Some(0));
+}
