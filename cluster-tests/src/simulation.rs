@@ -179,22 +179,16 @@ pub fn run(seed: u64, options: Options) -> Result<Report, Failure> {
     let folder = tempfile::Builder::new().prefix("simulate").tempdir_in(fast_folder());
     let folder = folder.expect("a temporary folder can be made");
     let mut world = World::new(seed, options, folder.path().to_owned());
-    let fail = |world: &World, what: String| Failure { seed, what, steps: world.trace.tail() };
-    while let Some(((at, _), event)) = world.events.pop_first() {
-        if at > CHAOS_MS + SETTLE_MS || world.is_settled {
-            break;
-        }
-        world.now = at;
-        world.office.set(at);
-        world.handle(event);
-        if let Some(what) = world.violation.take().or_else(|| world.store.violation.take()) {
-            return Err(fail(&world, what));
-        }
-    }
-    match world.check_end() {
-        Ok(()) => Ok(world.report()),
-        Err(what) => Err(fail(&world, what)),
-    }
+    let ended = world.run();
+    let (steps, net, office) =
+        (world.trace.tail(), Arc::downgrade(&world.net), Arc::downgrade(&world.office));
+    drop(world);
+    // Thousands of seeds run in one process. Nodes hold the office, the net holds their dictionaries.
+    let left = net.strong_count() + office.strong_count();
+    let ended = ended.and_then(|report| {
+        if left == 0 { Ok(report) } else { Err("the run is over and stays in memory".to_owned()) }
+    });
+    ended.map_err(|what| Failure { seed, what, steps })
 }
 
 /// Where syncs cost nothing, if there is such a place: what a crash would lose is lost by the simulation.
@@ -204,6 +198,22 @@ fn fast_folder() -> PathBuf {
 }
 
 impl World {
+    fn run(&mut self) -> Result<Report, String> {
+        while let Some(((at, _), event)) = self.events.pop_first() {
+            if at > CHAOS_MS + SETTLE_MS || self.is_settled {
+                break;
+            }
+            self.now = at;
+            self.office.set(at);
+            self.handle(event);
+            if let Some(what) = self.violation.take().or_else(|| self.store.violation.take()) {
+                return Err(what);
+            }
+        }
+        self.check_end()?;
+        Ok(self.report())
+    }
+
     fn new(seed: u64, options: Options, folder: PathBuf) -> Self {
         let mut random = Random::new(seed);
         let office = Office::new(Random::new(random.next()));

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak},
 };
 
 use metaflow_actors::{
@@ -162,11 +162,12 @@ impl Net {
 /// The way of one node to the owners of names.
 pub(super) struct Way {
     pub(super) node: usize,
-    pub(super) net: Arc<Mutex<Net>>,
+    /// Weak: the net holds the dictionary that holds this.
+    pub(super) net: Weak<Mutex<Net>>,
 }
 
 impl Owners for Way {
     fn ask(&self, names: &[(Kind, &str)]) -> Vec<Option<u32>> {
-        lock(&self.net).ask(self.node, names)
+        self.net.upgrade().map_or_else(|| vec![None; names.len()], |net| lock(&net).ask(self.node, names))
     }
 }

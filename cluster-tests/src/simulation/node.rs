@@ -112,7 +112,7 @@ pub(super) fn start(
             }
             pause(&client).await;
         };
-        dictionary.set_owners(Arc::new(Way { node: client.node, net }));
+        dictionary.set_owners(Arc::new(Way { node: client.node, net: Arc::downgrade(&net) }));
         if ids != Ids::Whole {
             claim_ids(&client, &dictionary).await;
         }
