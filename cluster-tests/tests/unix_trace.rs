@@ -41,7 +41,7 @@ fn programs(folder: &Path) -> Result<(u16, Vec<Running>)> {
     let (root, web, cache, port) = (folder.display(), path("web.sock"), path("redis.sock"), free_port());
     let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/unix.py");
     let configuration = format!(
-        "daemon off; pid {root}/pid; error_log stderr; worker_processes 1; user root;
+        "daemon off; master_process off; pid {root}/pid; error_log stderr; worker_processes 1; user root;
         events {{ worker_connections 64; }}
         http {{ access_log off; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;
         uwsgi_temp_path {root}/u; scgi_temp_path {root}/s;

@@ -46,7 +46,7 @@ fn redis(folder: &Path) -> (Served, String) {
 fn nginx(folder: &Path, upstream: &str) -> (Served, u16) {
     let (port, root) = (free_port(), folder.to_str().unwrap());
     let configuration = format!(
-        "daemon off; pid {root}/pid; error_log stderr; worker_processes 1; user root;
+        "daemon off; master_process off; pid {root}/pid; error_log stderr; worker_processes 1; user root;
         events {{ worker_connections 64; }}
         http {{ access_log off; client_body_temp_path {root}; proxy_temp_path {root}; fastcgi_temp_path {root};
         uwsgi_temp_path {root}; scgi_temp_path {root};

@@ -230,7 +230,7 @@ impl Chain {
             None => (port.to_string(), "http"),
         };
         let text = format!(
-            "worker_processes 1;\ndaemon off;\npid {folder}/nginx.pid;\nerror_log stderr;\nevents {{ worker_connections 1024; }}\n\
+            "worker_processes 1;\nmaster_process off;\ndaemon off;\npid {folder}/nginx.pid;\nerror_log stderr;\nevents {{ worker_connections 1024; }}\n\
              http {{\n  access_log off;\n  client_body_temp_path {folder}/b;\n  proxy_temp_path {folder}/p;\n  fastcgi_temp_path {folder}/f;\n  \
              uwsgi_temp_path {folder}/u;\n  scgi_temp_path {folder}/s;\n  keepalive_requests 1000000;\n  server {{\n    listen \
              127.0.0.1:{listen};\n    location / {{\n      proxy_pass {scheme}://127.0.0.1:{backend};\n      proxy_set_header X-Request-ID \
